@@ -1,0 +1,1 @@
+"""YAML files of the recipes, shipped as data."""

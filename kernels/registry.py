@@ -1,0 +1,124 @@
+"""Which backend runs an op: one table per op, a stated choice, and the reason every other backend was refused.
+
+`backend=` in a call, or the environment variable SSMVISION_BACKEND, forces one by name ("chunked") or forbids some
+("-triton" or "-triton,-cuda"); the call's argument wins over the variable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Backend", "Refused", "Request", "choose", "explain", "ops", "register"]
+
+ENV_VAR = "SSMVISION_BACKEND"
+logger = logging.getLogger("ssmvision")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks of a backend: where it runs and in which dtype."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    Attributes:
+        name: what `backend=` and SSMVISION_BACKEND call it.
+        priority: the highest that can run is picked.
+        can_run: None where it can run the request, else the reason in one line.
+        forward, backward: the implementation; signatures belong to the op.
+        slow: picked only where nothing else runs, and then with a visible log line.
+    """
+
+    name: str
+    priority: int
+    can_run: Callable[[Request], str | None]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    slow: bool = False
+
+
+class Refused(RuntimeError):
+    """No backend may run the call; the message gives every backend's reason."""
+
+
+@dataclass
+class _Op:
+    backends: list[Backend] = field(default_factory=list)
+    told: set[tuple[str, str]] = field(default_factory=set)
+
+
+_OPS: dict[str, _Op] = {}
+
+
+def register(op: str, backend: Backend) -> None:
+    """Add a backend to an op's table."""
+    table = _OPS.setdefault(op, _Op()).backends
+    table.append(backend)
+    table.sort(key=lambda b: -b.priority)
+
+
+def ops() -> tuple[str, ...]:
+    """Names of all ops with a table."""
+    return tuple(_OPS)
+
+
+def explain(op: str, request: Request, backend: str = "auto") -> dict[str, str | None]:
+    """For each backend of `op`, best first: None where it may run the request, else why not.
+
+    Raises:
+        ValueError: `backend` or SSMVISION_BACKEND names a backend that `op` does not have.
+    """
+    source = "backend=" if backend != "auto" else ENV_VAR
+    asked = backend if backend != "auto" else os.environ.get(ENV_VAR, "auto")
+    known = [b.name for b in _OPS[op].backends]
+    words = [w.strip() for w in asked.split(",") if w.strip() not in ("", "auto")]
+    unknown = [w for w in words if w.removeprefix("-") not in known]
+    if unknown:
+        raise ValueError(f"{source}{asked!r}: {op} has no backend {unknown[0]!r}; choose from {', '.join(known)}")
+    forced = [w for w in words if not w.startswith("-")]
+    forbidden = [w[1:] for w in words if w.startswith("-")]
+    reasons: dict[str, str | None] = {}
+    for b in _OPS[op].backends:
+        if forced and b.name not in forced:
+            reasons[b.name] = f"{source}{asked} asks for another"
+        elif b.name in forbidden:
+            reasons[b.name] = f"forbidden by {source}{asked}"
+        else:
+            reasons[b.name] = b.can_run(request)
+    return reasons
+
+
+def choose(op: str, request: Request, backend: str = "auto") -> Backend:
+    """The best backend of `op` that may run the request.
+
+    Raises:
+        Refused: none may, with each one's reason.
+        ValueError: see `explain`.
+    """
+    reasons = explain(op, request, backend)
+    for b in _OPS[op].backends:
+        if reasons[b.name] is None:
+            _tell_if_slow(op, b, request, reasons)
+            return b
+    lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise Refused(f"no backend of {op} can run {request.dtype} on {request.device} ({lines})")
+
+
+def _tell_if_slow(op: str, backend: Backend, request: Request, reasons: dict[str, str | None]) -> None:
+    told = _OPS[op].told
+    if not backend.slow or (backend.name, request.device) in told:
+        return
+    told.add((backend.name, request.device))
+    refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    logger.warning("%s on %s runs on the slow backend %r (%s)", op, request.device, backend.name, refused)

@@ -1,0 +1,7 @@
+"""The one error type that a command line shows to a person as a single line."""
+
+__all__ = ["UserError"]
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or option, the value found, and the fix."""

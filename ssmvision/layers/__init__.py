@@ -1,0 +1,1 @@
+"""Building blocks: nn.Modules on top of `ssmvision.kernels`."""

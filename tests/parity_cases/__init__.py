@@ -1,0 +1,1 @@
+"""Parity with the official implementations: one module per golden-folder format."""
