@@ -1,0 +1,208 @@
+"""Settings of the segmentation recipe: standard library only, so that a command line can read them at once.
+
+Units are in the names: `_mm` is millimetres, `_minutes` minutes; sizes without a unit are voxels. Axes are those of the
+array after reorientation (`DataConfig.orientation`), so "RAS" means x (left to right), y (to front), z (to top).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "TrainConfig",
+    "TrainerConfig",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they are brought to the grid and scale that the network sees.
+
+    Args:
+        root: an nnU-Net raw dataset folder (holds dataset.json), or a MONAI / Decathlon datalist JSON file.
+        validation_cases: case ids held out for validation; empty: `validation_fraction` decides.
+        validation_fraction: share of the training cases held out, chosen by the trainer's seed; at least one case
+            when above 0; ignored where the datalist itself has a "validation" list.
+        orientation: axis codes that every image is turned to (exactly, by flips and transposes); null keeps the
+            stored axes. Predictions are always turned back.
+        spacing_mm: voxel size to resample to; "median" takes the per-axis median of the training cases; null keeps
+            each image's own.
+        normalization: "auto" goes by channel name as nnU-Net does ("CT": clip to the training set's 0.5 and 99.5
+            foreground percentiles, then its mean and standard deviation; anything else: z-score of each image).
+        cache: keep the preprocessed cases in memory.
+        num_workers: worker processes of the training loader; 0 loads in the main process.
+    """
+
+    root: Path
+    validation_cases: tuple[str, ...] = ()
+    validation_fraction: float = 0.2
+    orientation: str | None = "RAS"
+    spacing_mm: tuple[float, ...] | Literal["median"] | None = None
+    normalization: Literal["auto", "zscore", "ct", "none"] = "auto"
+    cache: bool = True
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Args:
+        name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage.
+        features_per_stage: channels per resolution; null: 32 doubled per stage up to 320 (3D) or 512 (2D).
+        strides, kernel_sizes: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
+        n_conv_per_stage, n_conv_per_stage_decoder: convolutions (residual blocks) per stage.
+        mixer: "mamba", or "none" for the same network without its state-space layers.
+        deep_supervision: train every decoder resolution, not only the finest.
+    """
+
+    name: Literal["UMambaBot", "UMambaEnc"] = "UMambaBot"
+    features_per_stage: tuple[int, ...] | None = None
+    strides: tuple[tuple[int, ...], ...] | None = None
+    kernel_sizes: tuple[tuple[int, ...], ...] | None = None
+    n_conv_per_stage: int = 2
+    n_conv_per_stage_decoder: int = 2
+    mixer: Literal["mamba", "none"] = "mamba"
+    deep_supervision: bool = True
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training patches; every probability is per patch.
+
+    Args:
+        flip_axes: axes mirrored with probability one half; leave the left-right axis (0) out when labels tell left
+            from right. Null: all axes.
+        rotate_degrees: largest turn in the plane of the two finest axes; 0: none (the default, as it interpolates).
+        noise_std: largest standard deviation of the added Gaussian noise, in normalised intensity.
+        scale: largest relative change of contrast.
+        gamma: range of the gamma exponent.
+        probability: of each of noise, scale and gamma (and of the turn).
+        foreground_fraction: share of patches centred on a labelled voxel.
+    """
+
+    flip_axes: tuple[int, ...] | None = None
+    rotate_degrees: float = 0.0
+    noise_std: float = 0.1
+    scale: float = 0.25
+    gamma: tuple[float, float] = (0.7, 1.5)
+    probability: float = 0.15
+    foreground_fraction: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Length, optimiser and hardware of a training run.
+
+    Args:
+        max_epochs: epochs of `steps_per_epoch` batches each, whatever the number of cases.
+        max_minutes: stop after the epoch in which this much wall-clock time is spent; null: no limit.
+        batch_size: patches per step.
+        optimizer: "sgd" is Nesterov SGD with `momentum`; "adamw" ignores `momentum`.
+        lr: start of the polynomial schedule lr * (1 - step / steps)^0.9.
+        weight_decay: not applied to A_log, D, biases and norms.
+        gradient_clip: largest gradient norm; 0: no clipping.
+        precision: "32-true" or "bf16-mixed" (the scan itself stays in float32).
+        validate_every: epochs between validations on whole volumes (the last epoch is always validated).
+        seed: of weights, split, patches and augmentation.
+        deterministic: ask torch for deterministic algorithms, with a warning where one has none.
+        accelerator, devices: as Lightning takes them.
+        threads: CPU threads of torch; null: torch's own choice.
+    """
+
+    max_epochs: int = 100
+    steps_per_epoch: int = 250
+    max_minutes: float | None = None
+    batch_size: int = 2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-2
+    momentum: float = 0.99
+    weight_decay: float = 3e-5
+    gradient_clip: float = 12.0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    validate_every: int = 5
+    seed: int = 0
+    deterministic: bool = True
+    accelerator: str = "auto"
+    devices: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        data, model, augment, trainer: see their classes.
+        out: run folder; receives model.safetensors, model.json, last.ckpt, metrics.csv and config.json.
+        patch_size: of the training patches, one entry per spatial axis: three entries train a 3D network, two a 2D
+            network on slices along the last axis.
+        resume: continue the run in `out` from its last.ckpt.
+        overwrite: replace the run in `out`.
+    """
+
+    data: DataConfig
+    out: Path
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    patch_size: tuple[int, ...] = (96, 96, 96)
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Label maps for images.
+
+    Args:
+        model: run folder of a training, or its model.safetensors (model.json beside it).
+        input: one NIfTI file, or a folder of them (nnU-Net names CASE_0000.nii.gz, CASE_0001.nii.gz for more than one
+            channel; with one channel any *.nii / *.nii.gz).
+        output: file for one input file, else a folder; receives CASE.nii.gz on the input's exact grid.
+        overwrite: replace existing outputs; the input itself is never written.
+        overlap: of neighbouring windows, as a share of the patch, in [0, 1).
+        mirror_axes: axes whose mirrored predictions are averaged in; empty: none.
+        save_probabilities: also write CASE_probabilities.npz (float32, classes first).
+        device: "auto" takes the first GPU if there is one.
+        threads: CPU threads of torch; null: torch's own choice.
+    """
+
+    model: Path
+    input: Path
+    output: Path
+    overwrite: bool = False
+    overlap: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    save_probabilities: bool = False
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Comparison of label maps with references.
+
+    Args:
+        prediction, reference: two NIfTI files, or two folders with files of the same names.
+        labels: name to id of the classes to score; null: from dataset.json in or beside the reference folder, else
+            every non-zero id found in the references.
+        nsd_tolerance_mm: surfaces closer than this count as equal in the normalised surface Dice.
+        output_json, output_csv: files to write the scores to; null: none.
+        overwrite: replace existing score files.
+    """
+
+    prediction: Path
+    reference: Path
+    labels: dict[str, int] | None = None
+    nsd_tolerance_mm: float = 1.0
+    output_json: Path | None = None
+    output_csv: Path | None = None
+    overwrite: bool = False
