@@ -1,5 +1,7 @@
 """The one error type that a command line shows to a person as a single line."""
 
+from __future__ import annotations
+
 __all__ = ["UserError"]
 
 
