@@ -80,9 +80,9 @@ def explain(op: str, request: Request, backend: str = "auto") -> dict[str, str |
         ValueError: `backend` or SSMVISION_BACKEND names a backend that `op` does not have.
     """
     source = "backend=" if backend != "auto" else ENV_VAR
-    asked = backend if backend != "auto" else os.environ.get(ENV_VAR, "auto")
+    asked = _asked(backend)
     known = [b.name for b in _OPS[op].backends]
-    words = [w.strip() for w in asked.split(",") if w.strip() not in ("", "auto")]
+    words = [w.strip() for w in asked.split(",") if w.strip()]
     unknown = [w for w in words if w.removeprefix("-") not in known]
     if unknown:
         raise ValueError(f"{source}{asked!r}: {op} has no backend {unknown[0]!r}; choose from {', '.join(known)}")
@@ -109,15 +109,22 @@ def choose(op: str, request: Request, backend: str = "auto") -> Backend:
     reasons = explain(op, request, backend)
     for b in _OPS[op].backends:
         if reasons[b.name] is None:
-            _tell_if_slow(op, b, request, reasons)
+            if b.slow and not _asked(backend):
+                _tell(op, b, request, reasons)
             return b
     lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise Refused(f"no backend of {op} can run {request.dtype} on {request.device} ({lines})")
 
 
-def _tell_if_slow(op: str, backend: Backend, request: Request, reasons: dict[str, str | None]) -> None:
+def _asked(backend: str) -> str:
+    """What the call or, failing that, the environment asks for; "" for no wish."""
+    asked = backend if backend != "auto" else os.environ.get(ENV_VAR, "")
+    return "" if asked == "auto" else asked
+
+
+def _tell(op: str, backend: Backend, request: Request, reasons: dict[str, str | None]) -> None:
     told = _OPS[op].told
-    if not backend.slow or (backend.name, request.device) in told:
+    if (backend.name, request.device) in told:
         return
     told.add((backend.name, request.device))
     refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)

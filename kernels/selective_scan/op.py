@@ -1,42 +1,189 @@
-"""Public selective-scan functions and their `torch.library` registration."""
+"""The selective scan's `torch.library` operator: schema, fake, autograd and autocast rules, and the backend table.
+
+One operator serves every public function. It takes the grid as it is; routes travel as one comma-separated string,
+because operator schemas have no list of strings that is traced everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.routes import parse_routes
-from ssmvision.kernels.selective_scan.reference import selective_scan_nd_reference
+from ssmvision.kernels import registry
+from ssmvision.kernels.selective_scan import chunked, reference
+from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
+from ssmvision.kernels.selective_scan.config import n_chunks
 
-Merge = Literal["sum", "mean", "none"]
+__all__ = ["OP", "scan"]
 
-__all__ = ["selective_scan_nd"]
+OP = "selective_scan"
+
+registry.register(
+    OP,
+    registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward),
+)
+registry.register(
+    OP,
+    registry.Backend("reference", 0, lambda request: None, reference.forward, reference.backward, slow=True),
+)
 
 
-def selective_scan_nd(
+def _args(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    *,
-    routes: Sequence[str],
-    merge: Merge = "sum",
-    backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
-    out, state = selective_scan_nd_reference(
-        x, delta, A, B, C, D, z, delta_bias, delta_softplus, parse_routes(routes), merge
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    routes: str,
+    merge: str,
+) -> ScanArgs:
+    """Flatten the grid."""
+    grid = tuple(delta.shape[2:-1])
+    first = 1 if x.dim() < delta.dim() else 2
+    if z is not None:
+        z = z.flatten(2 if z.dim() == delta.dim() else 1, -2)
+    delta, B, C = (t.flatten(2, -2) for t in (delta, B, C))
+    names = tuple(routes.split(","))
+    return ScanArgs(x.flatten(first, -2), delta, A, B, C, D, z, delta_bias, delta_softplus, names, grid, merge)
+
+
+def _backend(x: Tensor, backend: str) -> registry.Backend:
+    return registry.choose(OP, registry.Request(x.device.type, x.dtype), backend)
+
+
+def _out_shape(x: Tensor, delta: Tensor, merge: str) -> tuple[int, ...]:
+    return tuple(delta.shape) if merge == "none" else (delta.shape[0], *delta.shape[2:])
+
+
+@torch.library.custom_op("ssmvision::selective_scan", mutates_args=())
+def scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    routes: str,
+    merge: str,
+    save_states: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, the last states (B, K, E, N), and the entry states a backward starts from (empty unless `save_states`)."""
+    args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
+    with torch.autocast(x.device.type, enabled=False):
+        out, last, saved = _backend(x, backend).forward(args, save_states)
+    return out.reshape(_out_shape(x, delta, merge)), last, saved
+
+
+@scan.register_fake
+def _(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    routes: str,
+    merge: str,
+    save_states: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, n_routes = delta.shape[:2]
+    _, channels, n_state = A.shape
+    positions = 1
+    for size in delta.shape[2:-1]:
+        positions = positions * size
+    chunks = n_chunks(positions) if save_states else 0
+    dtype = compute_dtype(x, delta)
+    return (
+        x.new_empty(_out_shape(x, delta, merge)),
+        x.new_empty((batch, n_routes, channels, n_state), dtype=dtype),
+        x.new_empty((chunks, batch, n_routes, n_state, channels), dtype=dtype),
     )
-    return (out, state) if return_last_state else out
 
 
-def selective_scan(*a, **k):
-    raise RuntimeError
+@torch.library.custom_op("ssmvision::selective_scan_backward", mutates_args=())
+def scan_backward(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    routes: str,
+    merge: str,
+    backend: str,
+    saved: Tensor,
+    dout: Tensor,
+    dlast: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the eight tensors, in their dtypes; of an absent one, an empty tensor."""
+    args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
+    flat_dout = dout.flatten(2 if merge == "none" else 1, -2)
+    with torch.autocast(x.device.type, enabled=False):
+        grads = _backend(x, backend).backward(args, saved, flat_dout, dlast)
+    inputs = (x, delta, A, B, C, D, z, delta_bias)
+    shaped = (x.new_empty(0) if t is None else g.reshape(t.shape).contiguous() for g, t in zip(grads, inputs, strict=True))
+    return tuple(shaped)  # type: ignore[return-value]
+
+
+@scan_backward.register_fake
+def _(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    routes: str,
+    merge: str,
+    backend: str,
+    saved: Tensor,
+    dout: Tensor,
+    dlast: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (x, delta, A, B, C, D, z, delta_bias)
+    return tuple(x.new_empty(t.shape if t is not None else 0, dtype=(x if t is None else t).dtype) for t in inputs)  # type: ignore[return-value]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.delta_softplus, ctx.routes, ctx.merge, save_states, ctx.backend = inputs
+    if not save_states:
+        raise RuntimeError("the scan ran without saving its states, so it has no gradient; pass save_states=True")
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _dsaved: None) -> tuple[Tensor | None, ...]:
+    *tensors, saved = ctx.saved_tensors
+    x, delta = tensors[:2]
+    if dout is None:
+        dout = x.new_zeros(_out_shape(x, delta, ctx.merge))
+    grads = scan_backward(*tensors, ctx.delta_softplus, ctx.routes, ctx.merge, ctx.backend, saved, dout, dlast)
+    return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 5)
+
+
+scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+@scan.register_vmap
+def _(info: Any, in_dims: Any, *args: Any) -> Any:
+    raise NotImplementedError("ssmvision::selective_scan has no vmap rule; fold the mapped axis into the batch axis")

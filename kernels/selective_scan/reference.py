@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.routes import route_index
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
+from ssmvision.kernels.selective_scan.config import n_chunks
 
-__all__ = ["scan_loop", "selective_scan_nd_reference"]
+__all__ = ["backward", "forward", "scan_loop", "scan_loop_adjoint", "selective_scan_complex", "selective_scan_nd_reference"]
 
 
 def scan_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +40,116 @@ def scan_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     return torch.stack(ys, 1) if ys else torch.zeros_like(u), state
 
 
-def selective_scan_nd_reference(
-    x: Tensor,
+def selective_scan_nd_reference(args: ScanArgs) -> tuple[Tensor, Tensor]:
+    """The multi-route scan by its definition, route by route.
+
+    Returns:
+        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; and the last states (B, K, E, N).
+    """
+    dtype = compute_dtype(args.x, args.delta)
+    ys, states = [], []
+    for k, name in enumerate(args.routes):
+        index = torch.tensor(route_index(name, args.grid), device=args.x.device)
+
+        def walk(t: Tensor, index: Tensor = index) -> Tensor:
+            return t.index_select(1, index).to(dtype)
+
+        u = walk(args.x if args.x.dim() == 3 else args.x[:, k])
+        dt = walk(args.delta[:, k])
+        if args.delta_bias is not None:
+            dt = dt + args.delta_bias[k].to(dtype)
+        if args.delta_softplus:
+            dt = F.softplus(dt)
+        y, state = scan_loop(u, dt, args.A[k].to(dtype), walk(args.B[:, k]), walk(args.C[:, k]))
+        if args.D is not None:
+            y = y + args.D[k].to(dtype) * u
+        ys.append(torch.zeros_like(args.delta[:, k], dtype=dtype).index_copy(1, index, y))
+        states.append(state)
+    out = torch.stack(ys, 1)
+    if args.merge != "none":
+        out = out.sum(1) if args.merge == "sum" else out.mean(1)
+    if args.z is not None:
+        out = out * F.silu(args.z.to(dtype))
+    return out.to(args.x.dtype), torch.stack(states, 1)
+
+
+def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition as a backend; entry states are left zero, its backward does not need them."""
+    with torch.no_grad():
+        out, last = selective_scan_nd_reference(args)
+    batch, routes, length = args.delta.shape[:3]
+    chunks = n_chunks(length) if save_states else 0
+    return out.clone(), last, last.new_zeros(chunks, batch, routes, *args.A.shape[:0:-1])
+
+
+def scan_loop_adjoint(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, dy: Tensor, dlast: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `scan_loop` (real, shared B and C) in u, delta, A, B and C, by the adjoint recurrence.
+
+    g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}, from the gradient of the last state (B, E, N).
+    """
+    states = [A.new_zeros(u.shape[0], *A.shape)]
+    for t in range(u.shape[1]):
+        decay = torch.exp(delta[:, t].unsqueeze(-1) * A)
+        states.append(decay * states[-1] + (delta[:, t] * u[:, t]).unsqueeze(-1) * B[:, t].unsqueeze(1))
+    du, ddelta, dB, dC, dA = (torch.zeros_like(t) for t in (u, delta, B, C, A))
+    g = dlast
+    for t in reversed(range(u.shape[1])):
+        g = g + dy[:, t].unsqueeze(-1) * C[:, t].unsqueeze(1)
+        dC[:, t] = (dy[:, t].unsqueeze(-1) * states[t + 1]).sum(1)
+        dB[:, t] = ((delta[:, t] * u[:, t]).unsqueeze(-1) * g).sum(1)
+        d_input = (g * B[:, t].unsqueeze(1)).sum(-1)
+        decay = torch.exp(delta[:, t].unsqueeze(-1) * A)
+        d_exponent = g * decay * states[t]
+        du[:, t] = d_input * delta[:, t]
+        ddelta[:, t] = d_input * u[:, t] + (d_exponent * A).sum(-1)
+        dA += (d_exponent * delta[:, t].unsqueeze(-1)).sum(0)
+        g = g * decay
+    return du, ddelta, dA, dB, dC
+
+
+def backward(args: ScanArgs, saved: Tensor, dout: Tensor, dlast: Tensor | None) -> Grads:
+    """Gradients of x, delta, A, B, C, D, z and delta_bias (None where there is no input), route by route."""
+    dtype = compute_dtype(args.x, args.delta)
+    dx, ddelta, dA, dB, dC = (torch.zeros_like(t, dtype=dtype) for t in args[:5])
+    dz = None
+    dy = dout.to(dtype)
+    if args.z is not None:
+        z = args.z.to(dtype)
+        gate = torch.sigmoid(z)
+        ungated, _ = selective_scan_nd_reference(args._replace(z=None, x=args.x.to(dtype)))
+        dz = (dy * ungated * gate * (1 + z * (1 - gate))).to(args.z.dtype)
+        dy = dy * z * gate
+    if args.merge == "mean":
+        dy = dy / len(args.routes)
+    dD, dbias = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (args.D, args.delta_bias))
+    for k, name in enumerate(args.routes):
+        index = torch.tensor(route_index(name, args.grid), device=args.x.device)
+        x_k, dx_k = (t if t.dim() == 3 else t[:, k] for t in (args.x, dx))
+        u, raw, B, C, dy_k = (
+            t.index_select(1, index).to(dtype)
+            for t in (x_k, args.delta[:, k], args.B[:, k], args.C[:, k], dy if args.merge != "none" else dy[:, k])
+        )
+        raw = raw if args.delta_bias is None else raw + args.delta_bias[k].to(dtype)
+        dt = F.softplus(raw) if args.delta_softplus else raw
+        end = args.A.new_zeros(u.shape[0], *args.A.shape[1:], dtype=dtype) if dlast is None else dlast[:, k].to(dtype)
+        du, d_dt, dA[k], dB_k, dC_k = scan_loop_adjoint(u, dt, args.A[k].to(dtype), B, C, dy_k, end)
+        d_raw = d_dt * torch.sigmoid(raw) if args.delta_softplus else d_dt
+        if args.D is not None and dD is not None:
+            du = du + dy_k * args.D[k].to(dtype)
+            dD[k] = (dy_k * u).sum((0, 1))
+        if dbias is not None:
+            dbias[k] = d_raw.sum((0, 1))
+        dx_k.index_add_(1, index, du)
+        for target, value in ((ddelta, d_raw), (dB, dB_k), (dC, dC_k)):
+            target[:, k].index_copy_(1, index, value)
+    grads = (dx, ddelta, dA, dB, dC, dD, dz, dbias)
+    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, args[:8], strict=True))
+
+
+def selective_scan_complex(
+    u: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
@@ -48,40 +158,27 @@ def selective_scan_nd_reference(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
-    routes: tuple[str, ...],
-    merge: str,
 ) -> tuple[Tensor, Tensor]:
-    """`selective_scan_nd` by its definition, route by route; shapes as there.
+    """The 1D scan with complex A, by the definition; shapes as `selective_scan`."""
+    batch, channels, length = u.shape
+    inputs, dt = u.float().transpose(1, 2), delta.float().transpose(1, 2)
+    if delta_bias is not None:
+        dt = dt + delta_bias.float()
+    if delta_softplus:
+        dt = F.softplus(dt)
 
-    Returns:
-        out as `selective_scan_nd`, in x's dtype, and the last states (B, K, E, N) in the compute dtype.
-    """
-    grid = tuple(delta.shape[2:-1])
-    dtype = torch.promote_types(torch.promote_types(x.dtype, delta.dtype), torch.float32)
-    shared = x.dim() < delta.dim()
-    ys, states = [], []
-    for k, name in enumerate(routes):
-        index = torch.tensor(route_index(name, grid), device=x.device)
+    def per_channel(t: Tensor) -> Tensor:
+        """-> (B, L, D, N), broadcast views."""
+        if t.dim() == 2:
+            return t[None, None].expand(batch, length, *t.shape)
+        t = torch.view_as_complex(t.float().unflatten(-1, (length, 2)).contiguous())
+        t = t.unsqueeze(1) if t.dim() == 3 else t
+        return t.repeat_interleave(channels // t.shape[1], 1).permute(0, 3, 1, 2)
 
-        def walk(t: Tensor, index: Tensor = index) -> Tensor:
-            return t.flatten(1, -2).index_select(1, index).to(dtype)
-
-        u = walk(x if shared else x[:, k])
-        dt = walk(delta[:, k])
-        if delta_bias is not None:
-            dt = dt + delta_bias[k].to(dtype)
-        if delta_softplus:
-            dt = F.softplus(dt)
-        y, state = scan_loop(u, dt, A[k].to(dtype), walk(B[:, k]), walk(C[:, k]))
-        if D is not None:
-            y = y + D[k].to(dtype) * u
-        flat = y.new_zeros(y.shape[0], delta[0, 0, ..., 0].numel(), y.shape[2])
-        ys.append(flat.index_copy(1, index, y).unflatten(1, grid))
-        states.append(state)
-    out = torch.stack(ys, 1)
-    if merge != "none":
-        out = out.sum(1) if merge == "sum" else out.mean(1)
+    y, state = scan_loop(inputs, dt, A, per_channel(B), per_channel(C))
+    if D is not None:
+        y = y + D.float() * inputs
+    out = y.transpose(1, 2)
     if z is not None:
-        gate = F.silu(z.to(dtype))
-        out = out * (gate if gate.dim() == out.dim() else gate.unsqueeze(1))
-    return out.to(x.dtype), torch.stack(states, 1)
+        out = out * F.silu(z.float())
+    return out.to(u.dtype), state

@@ -1,0 +1,39 @@
+"""The selective scan's inputs as every backend gets them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Grads", "ScanArgs", "compute_dtype"]
+
+# Gradients of the first eight fields of ScanArgs, in their dtypes and flattened shapes; None where there is no input.
+Grads = tuple[Tensor | None, ...]
+
+
+class ScanArgs(NamedTuple):
+    """The op's inputs with the grid flattened to L positions.
+
+    Shapes: x (B, L, E) shared or (B, K, L, E); delta (B, K, L, E); A (K, E, N); B, C (B, K, L, N); D, delta_bias (K, E);
+    z (B, L, E) or, with merge "none", (B, K, L, E).
+    """
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    routes: tuple[str, ...]
+    grid: tuple[int, ...]
+    merge: str
+
+
+def compute_dtype(x: Tensor, delta: Tensor) -> torch.dtype:
+    """float32, or float64 where an input is float64."""
+    return torch.promote_types(torch.promote_types(x.dtype, delta.dtype), torch.float32)

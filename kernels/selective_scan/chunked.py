@@ -1,0 +1,253 @@
+"""Chunked PyTorch backend: runs on any device, needs no compiler, and never materialises (B, L, E, N).
+
+Time is walked in chunks of at most 64 steps. Inside a tile the decays exp(delta A) and inputs delta B u of all steps are
+made by one broadcast each, and the recurrence is one fused multiply-add a step on the whole state. Where the state is
+small, several chunks are scanned side by side from zero and their entry states, propagated by the chunks' total decay
+exp(A sum delta), are added afterwards (Blelloch's two-level scan); no decay is ever divided by, so nothing overflows.
+The backward starts every chunk from its saved entry state, recomputes the states, and walks the adjoint recurrence
+g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
+from ssmvision.kernels.selective_scan.tiles import Plan, Tile, make_plan
+
+__all__ = ["backward", "forward"]
+
+
+class _Steps(NamedTuple):
+    """A tile's inputs in scan order: u, raw, dt (T, G, b, K, E); B, C (T, G, b, K, N)."""
+
+    u: Tensor
+    raw: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+
+
+def _plan(args: ScanArgs) -> Plan:
+    return make_plan(args.routes, args.grid, args.x.shape[0], args.A[0].numel(), args.x.device)
+
+
+def _load(args: ScanArgs, plan: Plan, tile: Tile, dtype: torch.dtype) -> _Steps:
+    u = plan.gather(args.x, tile, dtype)
+    raw = plan.gather(args.delta, tile, dtype)
+    if args.delta_bias is not None:
+        raw += args.delta_bias.to(dtype)
+    dt = F.softplus(raw) if args.delta_softplus else raw
+    mask = plan.mask(tile, dt)
+    if mask is not None:
+        dt = dt * mask  # a step of size zero keeps the state and adds nothing
+    return _Steps(u, raw, dt, plan.gather(args.B, tile, dtype), plan.gather(args.C, tile, dtype))
+
+
+def _decay_and_input(steps: _Steps, A: Tensor) -> tuple[Tensor, Tensor]:
+    """a = exp(delta A) and b = delta B u, both (T, G, b, K, N, E); A is (K, N, E)."""
+    a = torch.mul(steps.dt.unsqueeze(-2), A).exp_()
+    b = torch.mul((steps.dt * steps.u).unsqueeze(-2), steps.B.unsqueeze(-1))
+    return a, b
+
+
+def _recur(a: Tensor, b: Tensor, entry: Tensor | None) -> None:
+    """h_t = a_t h_{t-1} + b_t along the first axis, in place in b, from `entry` (zero where None)."""
+    state = entry
+    for a_t, b_t in zip(a.unbind(0), b.unbind(0), strict=True):
+        if state is not None:
+            b_t.addcmul_(a_t, state)
+        state = b_t
+
+
+def _scan_tile(steps: _Steps, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States of every step (T, G, b, K, N, E), the chunks' entry states (G, b, K, N, E), and the state afterwards."""
+    a, h = _decay_and_input(steps, A)
+    if h.shape[1] == 1:
+        entry = state.unsqueeze(0).clone()
+        _recur(a, h, entry)
+        return h, entry, h[-1, 0].clone()
+    _recur(a, h, None)
+    total = torch.exp(steps.dt.sum(0).unsqueeze(-2) * A)
+    entries = [state]
+    for decay, end in zip(total.unbind(0), h[-1].unbind(0), strict=True):
+        entries.append(torch.addcmul(end, decay, entries[-1]))
+    entry = torch.stack(entries[:-1])
+    _propagate(a, entry)
+    return h.add_(a), entry, entries[-1]
+
+
+def _propagate(a: Tensor, entry: Tensor) -> None:
+    """Overwrite the decays a_t by (a_t ... a_0) entry: what is left of the entry state at each step."""
+    left = entry
+    for a_t in a.unbind(0):
+        left = a_t.mul_(left)
+
+
+def _contract(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum over states: (..., N) and (..., N, E) -> (..., E)."""
+    return torch.matmul(weights.unsqueeze(-2), values).squeeze(-2)
+
+
+def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scan.
+
+    Returns:
+        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; the last states (B, K, E, N); and the chunks'
+        entry states (chunks, B, K, N, E), empty unless `save_states`. States are in the compute dtype.
+    """
+    dtype, plan = compute_dtype(args.x, args.delta), _plan(args)
+    A = args.A.to(dtype).transpose(1, 2).contiguous()
+    routes, n_state, channels = A.shape
+    batch, length = args.x.shape[0], args.delta.shape[2]
+    shape = (batch, routes, length, channels) if args.merge == "none" else (batch, length, channels)
+    y_grid = torch.zeros(shape, dtype=dtype, device=A.device)
+    last = torch.zeros(batch, routes, n_state, channels, dtype=dtype, device=A.device)
+    saved = torch.empty(plan.chunks if save_states else 0, *last.shape, dtype=dtype, device=A.device)
+    for tiles in plan.tiles(batch) if length else ():
+        rows = slice(tiles[0].start, tiles[0].stop)
+        state = last[rows]
+        for tile in tiles:
+            steps = _load(args, plan, tile, dtype)
+            h, entry, state = _scan_tile(steps, A, state)
+            if save_states:
+                saved[tile.chunk : tile.chunk + tile.chunks, rows] = entry
+            y = _contract(steps.C, h)
+            plan.scatter_add(y if args.D is None else y.addcmul_(args.D.to(dtype), steps.u), y_grid, tile)
+        last[rows] = state
+    if args.merge == "mean":
+        y_grid /= routes
+    if args.z is not None:
+        y_grid *= F.silu(args.z.to(dtype))
+    return y_grid.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved
+
+
+class _Grads:
+    """Gradient accumulators in the compute dtype, in the shapes of the op's inputs (A as (K, N, E))."""
+
+    def __init__(self, args: ScanArgs, dtype: torch.dtype) -> None:
+        def zeros(like: Tensor) -> Tensor:
+            return torch.zeros(like.shape, dtype=dtype, device=like.device)
+
+        self.x, self.delta, self.B, self.C = (zeros(t) for t in (args.x, args.delta, args.B, args.C))
+        self.A = zeros(args.A.transpose(1, 2))
+        self.D = zeros(self.A[:, 0])
+        self.bias = zeros(self.A[:, 0])
+
+
+def _adjoint_tile(a: Tensor, g: Tensor, carry: Tensor, total: Tensor) -> Tensor:
+    """g_t += a_{t+1} g_{t+1} in place, chunk by chunk from the last; returns the carry into the chunk before.
+
+    Args:
+        a: decays (T, G, b, K, N, E).
+        g: C_t dy_t on entry, dL/dh_t on return.
+        carry: (b, K, N, E) a_0 g_0 of the chunk after the last one.
+        total: (G, b, K, N, E) each chunk's product of decays.
+    """
+    a_steps, g_steps = a.unbind(0), g.unbind(0)
+    single = g.shape[1] == 1
+    if single:
+        g_steps[-1].add_(carry)
+    for t in range(len(g_steps) - 2, -1, -1):
+        g_steps[t].addcmul_(a_steps[t + 1], g_steps[t + 1])
+    out = a_steps[0] * g_steps[0]
+    if single:
+        return out[0]
+    carries = [carry]
+    for decay, local in zip(reversed(total.unbind(0)), reversed(out.unbind(0)), strict=True):
+        carries.append(torch.addcmul(local, decay, carries[-1]))
+    left = torch.stack(carries[-2::-1])
+    for t in range(len(g_steps) - 1, -1, -1):
+        g_steps[t].add_(left)
+        left = left.mul_(a_steps[t])
+    return carries[-1]
+
+
+def _backward_tile(
+    args: ScanArgs, plan: Plan, tile: Tile, A: Tensor, saved: Tensor, dy_grid: Tensor, carry: Tensor, grads: _Grads
+) -> tuple[Tensor, Tensor]:
+    """Adds one tile's gradients; returns the adjoint's carry and the tile's y before gate and merge."""
+    dtype = A.dtype
+    rows = slice(tile.start, tile.stop)
+    steps = _load(args, plan, tile, dtype)
+    dy = plan.gather(dy_grid, tile, dtype)
+    mask = plan.mask(tile, dy)
+    if mask is not None:
+        dy *= mask
+    a, h = _decay_and_input(steps, A)
+    entry = saved[tile.chunk : tile.chunk + tile.chunks, rows]
+    _recur(a, h, entry)
+    g = dy.unsqueeze(-2) * steps.C.unsqueeze(-1)
+    carry = _adjoint_tile(a, g, carry, torch.exp(steps.dt.sum(0).unsqueeze(-2) * A))
+
+    plan.scatter_add(torch.matmul(h, dy.unsqueeze(-1)).squeeze(-1), grads.C, tile)
+    plan.scatter_add(torch.matmul(g, (steps.dt * steps.u).unsqueeze(-1)).squeeze(-1), grads.B, tile)
+    d_input = _contract(steps.B, g)  # dL/d(delta u)
+    y = _contract(steps.C, h)
+    # dL/d(delta A) = g_t a_t h_{t-1}; the decays are not needed any more.
+    a[1:] *= h[:-1]
+    a[0] *= entry
+    a *= g
+    torch.mul(a, A, out=g)
+    d_dt = g.sum(-2).addcmul_(d_input, steps.u)
+    grads.A += a.mul_(steps.dt.unsqueeze(-2)).sum((0, 1, 2))
+    du = d_input * steps.dt
+    if args.D is not None:
+        D = args.D.to(dtype)
+        du.addcmul_(dy, D)
+        y.addcmul_(steps.u, D)
+        grads.D += (dy * steps.u).sum((0, 1, 2))
+    d_raw = d_dt if mask is None else d_dt * mask
+    if args.delta_softplus:
+        d_raw = d_raw * torch.sigmoid(steps.raw)
+    grads.bias += d_raw.sum((0, 1, 2))
+    plan.scatter_add(d_raw, grads.delta, tile)
+    plan.scatter_add(du, grads.x, tile)
+    return carry, y
+
+
+def backward(args: ScanArgs, saved: Tensor, dout: Tensor, dlast: Tensor | None) -> Grads:
+    """Gradients of x, delta, A, B, C, D, z and delta_bias, each in its input's dtype (None where there is no input).
+
+    Args:
+        args: the forward's inputs.
+        saved: the forward's entry states.
+        dout: gradient of out.
+        dlast: gradient of the last states (B, K, E, N), or None.
+    """
+    dtype, plan = compute_dtype(args.x, args.delta), _plan(args)
+    A = args.A.to(dtype).transpose(1, 2).contiguous()
+    grads = _Grads(args, dtype)
+    batch, length = args.x.shape[0], args.delta.shape[2]
+    dy_grid = dout.to(dtype)
+    if args.z is not None:
+        dy_grid = dy_grid * F.silu(args.z.to(dtype))
+    if args.merge == "mean":
+        dy_grid = dy_grid / len(args.routes)
+    y_grid = torch.zeros_like(dy_grid) if args.z is not None else None
+    for tiles in plan.tiles(batch, reverse=True) if length else ():
+        rows = slice(tiles[0].start, tiles[0].stop)
+        carry = torch.zeros_like(saved[0, rows]) if dlast is None else dlast[rows].transpose(2, 3).to(dtype)
+        for tile in tiles:
+            carry, y = _backward_tile(args, plan, tile, A, saved, dy_grid, carry, grads)
+            if y_grid is not None:
+                plan.scatter_add(y, y_grid, tile)
+    dD = None if args.D is None else grads.D
+    dbias = None if args.delta_bias is None else grads.bias
+    dz = None if y_grid is None else _gate_gradient(args, dout.to(dtype), y_grid)
+    all_grads = (grads.x, grads.delta, grads.A.transpose(1, 2), grads.B, grads.C, dD, dz, dbias)
+    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(all_grads, args[:8], strict=True))
+
+
+def _gate_gradient(args: ScanArgs, dout: Tensor, y: Tensor) -> Tensor:
+    """Gradient of out = y silu(z) in z; y is the merged scan output before the gate, times K for merge "mean"."""
+    assert args.z is not None
+    if args.merge == "mean":
+        y = y / len(args.routes)
+    z = args.z.to(dout.dtype)
+    gate = torch.sigmoid(z)
+    return dout * y * gate * (1 + z * (1 - gate))
