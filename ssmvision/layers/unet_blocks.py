@@ -1,0 +1,149 @@
+"""Residual convolution blocks of U-Mamba's U-Net, in 2D and 3D.
+
+Source: Ma et al., "U-Mamba" (arXiv 2401.04722), and its code; the identity block is nnU-Net's BasicBlockD. Parameter
+names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ConvNorm", "IdentityResBlock", "ProjectedResBlock", "UpsampleConv", "conv_nd", "residual_stage"]
+
+Size = tuple[int, ...]
+SLOPE = 0.01
+CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+def conv_nd(
+    in_channels: int, out_channels: int, kernel_size: Size, stride: Size | None = None, bias: bool = True
+) -> nn.Conv2d | nn.Conv3d:
+    """A convolution padded by k // 2, Kaiming-normal for the leaky ReLU that follows, with zero bias."""
+    dims = len(kernel_size)
+    padding = tuple(k // 2 for k in kernel_size)
+    options: dict[str, Any] = {"stride": stride or (1,) * dims, "padding": padding, "bias": bias}
+    conv = CONVS[dims](in_channels, out_channels, kernel_size, **options)
+    nn.init.kaiming_normal_(conv.weight, a=SLOPE)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _norm(channels: int, kernel_size: Size, eps: float) -> nn.InstanceNorm2d | nn.InstanceNorm3d:
+    return NORMS[len(kernel_size)](channels, eps=eps, affine=True)
+
+
+def _act() -> nn.LeakyReLU:
+    return nn.LeakyReLU(SLOPE, inplace=True)
+
+
+class ProjectedResBlock(nn.Module):
+    """conv - norm - act - conv - norm, plus a 1x1 convolution of the input (without norm), act.
+
+    Args:
+        in_channels, out_channels: channels before and after.
+        kernel_size: odd, one per axis.
+        stride: of the first convolution and of the projection, one per axis; 1 if None.
+        eps: of the instance norms.
+
+    Shape:
+        (B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride)).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size | None = None, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv_nd(in_channels, out_channels, kernel_size, stride)
+        self.norm1 = _norm(out_channels, kernel_size, eps)
+        self.conv2 = conv_nd(out_channels, out_channels, kernel_size)
+        self.norm2 = _norm(out_channels, kernel_size, eps)
+        self.conv3 = conv_nd(in_channels, out_channels, (1,) * len(kernel_size), stride)
+        self.act = _act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += self.conv3(x)
+        out: Tensor = self.act(y)
+        return out
+
+
+class ConvNorm(nn.Module):
+    """A convolution and an instance norm; (B, C, *spatial) -> the same."""
+
+    def __init__(self, channels: int, kernel_size: Size, bias: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.conv = conv_nd(channels, channels, kernel_size, bias=bias)
+        self.norm = _norm(channels, kernel_size, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+class IdentityResBlock(nn.Module):
+    """conv - norm - act - conv - norm, plus the input, act; (B, C, *spatial) -> the same.
+
+    Args:
+        channels: C.
+        kernel_size: odd, one per axis.
+        bias: of the convolutions.
+        eps: of the instance norms.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size, bias: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, kernel_size, bias, eps)
+        self.conv2 = ConvNorm(channels, kernel_size, bias, eps)
+        self.act = _act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.act(self.conv1(x)))
+        y += x
+        out: Tensor = self.act(y)
+        return out
+
+
+class UpsampleConv(nn.Module):
+    """Nearest upsampling by `scale` (one factor per axis) with a 1x1 convolution.
+
+    Shape:
+        (B, in_channels, *spatial) -> (B, out_channels, *(spatial * scale)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, scale: Size) -> None:
+        super().__init__()
+        self.conv = conv_nd(in_channels, out_channels, (1,) * len(scale))
+        self.scale = tuple(float(s) for s in scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The two commute; the convolution costs prod(scale) times less on the coarse grid.
+        return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
+
+
+def residual_stage(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size,
+    n_blocks: int,
+    stride: Size | None = None,
+    conv_bias: bool = True,
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """One `ProjectedResBlock` with the stride, then `n_blocks - 1` of `IdentityResBlock`.
+
+    Args:
+        in_channels, out_channels: channels before and after.
+        kernel_size: odd, one per axis.
+        n_blocks: at least 1.
+        stride: one per axis; 1 if None.
+        conv_bias: whether the identity blocks' convolutions have a bias; the first block's always have.
+        eps: of the instance norms.
+    """
+    rest = [IdentityResBlock(out_channels, kernel_size, conv_bias, eps) for _ in range(n_blocks - 1)]
+    return nn.Sequential(ProjectedResBlock(in_channels, out_channels, kernel_size, stride, eps), *rest)
