@@ -1,0 +1,130 @@
+"""Chooses the stages of the network from patch and voxel size (nnU-Net's topology rule) and builds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.config import ModelConfig
+
+__all__ = ["Topology", "build_network", "plan_network", "plan_topology"]
+
+NETWORKS = ("UMambaBot", "UMambaEnc")
+MIN_EDGE = 4
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Per stage and axis: stride on entering the stage, and kernel size."""
+
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+
+
+def plan_topology(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> Topology:
+    """Halves the finest axes until patches get too small (Isensee et al., nnU-Net, arXiv 1904.08128, section 2.3).
+
+    An axis is halved while it has at least 8 voxels and its voxels are less than twice as large as the smallest; its
+    kernel widens from 1 to 3 once its voxels are less than twice the smallest.
+
+    Args:
+        patch_size: voxels per axis.
+        spacing_mm: voxel size per axis.
+    """
+    size, spacing = [int(n) for n in patch_size], [float(s) for s in spacing_mm]
+    strides, kernels = [(1,) * len(size)], []
+    kernel = [1] * len(size)
+    while True:
+        finest = min(spacing)
+        kernel = [3 if k == 3 or s / finest < 2 else 1 for k, s in zip(kernel, spacing, strict=True)]
+        large = [d for d, n in enumerate(size) if n >= 2 * MIN_EDGE]
+        if not large:
+            break
+        near = min(spacing[d] for d in large)
+        chosen = [d for d in large if spacing[d] / near < 2]
+        if len(chosen) == 1 and size[chosen[0]] < 3 * MIN_EDGE:
+            break
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if d in chosen else 1 for d in range(len(size))))
+        size = [math.ceil(n / s) for n, s in zip(size, strides[-1], strict=True)]
+        spacing = [edge * s for edge, s in zip(spacing, strides[-1], strict=True)]
+    return Topology(tuple(strides), (*kernels, (3,) * len(strides[0])))
+
+
+def plan_network(
+    config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float], channels: int, classes: int
+) -> dict[str, Any]:
+    """Name and constructor arguments of the network, as plain JSON values.
+
+    Raises:
+        UserError: stages disagree, or the patch does not divide by the strides.
+    """
+    dims = len(patch_size)
+    planned = plan_topology(patch_size, spacing_mm)
+    strides = config.strides or _limit(planned.strides, config.features_per_stage)
+    kernels = config.kernel_sizes or (*planned.kernel_sizes[: len(strides) - 1], (3,) * dims)
+    if len(kernels) < len(strides):
+        kernels = (*kernels, *[(3,) * dims] * (len(strides) - len(kernels)))
+    features = config.features_per_stage or tuple(min(32 * 2**i, 512 if dims == 2 else 320) for i in range(len(strides)))
+    lengths = {"features_per_stage": len(features), "strides": len(strides), "kernel_sizes": len(kernels)}
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"model: stages differ, {lengths} entries; give each the same number of entries, one per stage")
+    for name, table in (("strides", strides), ("kernel_sizes", kernels)):
+        if any(len(row) != dims for row in table):
+            raise UserError(f"model.{name}: {table} does not fit patch_size {tuple(patch_size)}; give {dims} numbers per stage")
+    divisor = [math.prod(row[d] for row in strides) for d in range(dims)]
+    if any(n % d for n, d in zip(patch_size, divisor, strict=True)):
+        upward = [math.ceil(n / d) * d for n, d in zip(patch_size, divisor, strict=True)]
+        raise UserError(f"patch_size: {list(patch_size)} does not divide by the strides' product {divisor}; use {upward}")
+    arguments: dict[str, Any] = {
+        "spatial_dims": dims,
+        "in_channels": channels,
+        "out_channels": classes,
+        "features_per_stage": list(features),
+        "kernel_sizes": [list(row) for row in kernels],
+        "strides": [list(row) for row in strides],
+        "n_conv_per_stage": config.n_conv_per_stage,
+        "n_conv_per_stage_decoder": config.n_conv_per_stage_decoder,
+        "deep_supervision": config.deep_supervision,
+        "mixer": config.mixer,
+    }
+    if config.name == "UMambaEnc":
+        arguments["input_size"] = list(patch_size)
+    return {"name": config.name, "arguments": arguments}
+
+
+def _limit(strides: Sequence[tuple[int, ...]], features: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
+    """As many planned stages as `features` asks for."""
+    if features is None:
+        return tuple(strides)
+    if len(features) > len(strides):
+        raise UserError(
+            f"model.features_per_stage: {len(features)} stages, but the patch size allows {len(strides)}; "
+            "use fewer stages, a larger patch, or give model.strides"
+        )
+    return tuple(strides[: len(features)])
+
+
+def build_network(architecture: Mapping[str, Any]) -> nn.Module:
+    """The network that `plan_network` described.
+
+    Raises:
+        UserError: an unknown name or arguments that its constructor refuses.
+    """
+    from ssmvision.models import umamba
+
+    name = architecture["name"]
+    if name not in NETWORKS:
+        raise UserError(f"model.name: {name!r} is unknown; use one of {', '.join(NETWORKS)}")
+    try:
+        network = getattr(umamba, name)(**architecture["arguments"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model {name}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name} is a {type(network).__name__}, not a torch module")
+    return network

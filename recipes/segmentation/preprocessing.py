@@ -1,0 +1,174 @@
+"""Brings a volume to the grid and intensity scale that the network sees, and its logits back (one code for all uses)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import NormalizeIntensity, Orientation, ScaleIntensityRange, Spacing
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.config import DataConfig
+from ssmvision.recipes.segmentation.datalist import Dataset
+from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
+
+__all__ = ["ChannelScale", "Preprocessing", "fit_preprocessing"]
+
+SAMPLES_PER_CASE = 100_000
+
+
+@dataclass(frozen=True)
+class ChannelScale:
+    """Intensity scale of one channel: "ct" clips to [low, high], then subtracts `mean` and divides by `std`."""
+
+    kind: Literal["zscore", "ct", "none"]
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to every image before the network; part of the saved model.
+
+    Args:
+        orientation: axis codes to turn to, or None.
+        spacing_mm: voxel size to resample to per axis after turning (a value of -1 keeps that axis), or None.
+        scales: one per channel.
+    """
+
+    orientation: str | None
+    spacing_mm: tuple[float, ...] | None
+    scales: tuple[ChannelScale, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`."""
+        spacing = values["spacing_mm"]
+        scales = tuple(ChannelScale(**scale) for scale in values["scales"])
+        return cls(values["orientation"], None if spacing is None else tuple(spacing), scales)
+
+    def image(self, data: NDArray[np.float32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
+        """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32."""
+        turned = self._regrid(data, affine, "bilinear")
+        parts = [scale_channel(part, scale) for part, scale in zip(turned.split(1), self.scales, strict=True)]
+        return cast(MetaTensor, torch.cat(parts))
+
+    def label(self, data: NDArray[np.int32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
+        """Label map (X, Y, Z) as (1, X, Y, Z) int64 on the grid of `image`, resampled by nearest neighbour."""
+        turned = self._regrid(torch.as_tensor(data)[None].float(), affine, "nearest")
+        return cast(MetaTensor, turned.round().long())
+
+    def restore(self, logits: Tensor, image: MetaTensor) -> Tensor:
+        """Logits (K, ...) on the grid of `image` brought to the stored grid: resampled linearly, turned exactly."""
+        result = MetaTensor(logits.float(), affine=image.affine)
+        result.applied_operations = copy.deepcopy(image.applied_operations)
+        for transform in reversed(self._transforms("bilinear")):
+            result = transform.inverse(result)
+        return result.as_tensor()
+
+    def _transforms(self, mode: str) -> list[Any]:
+        transforms: list[Any] = []
+        if self.orientation is not None:
+            # Files may lack anatomical names for axes; MONAI's default ones are the NIfTI ones.
+            transforms.append(Orientation(axcodes=self.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
+        if self.spacing_mm is not None:
+            transforms.append(Spacing(pixdim=self.spacing_mm, mode=mode, padding_mode="border"))
+        return transforms
+
+    def _regrid(self, data: Any, affine: NDArray[np.float64], mode: str) -> MetaTensor:
+        image = MetaTensor(torch.as_tensor(data), affine=torch.as_tensor(affine))
+        for transform in self._transforms(mode):
+            image = transform(image)
+        return image
+
+
+def scale_channel(channel: MetaTensor, scale: ChannelScale) -> MetaTensor:
+    """One channel (1, ...) brought to the scale; a constant channel becomes zero under "zscore"."""
+    if scale.kind == "none":
+        return channel
+    if scale.kind == "zscore":
+        return cast(MetaTensor, NormalizeIntensity()(channel))
+    low, high = ((edge - scale.mean) / scale.std for edge in (scale.low, scale.high))
+    return cast(MetaTensor, ScaleIntensityRange(scale.low, scale.high, low, high, clip=True)(channel))
+
+
+def fit_preprocessing(config: DataConfig, dataset: Dataset, spatial_dims: int) -> Preprocessing:
+    """Decides grid and scales from the settings and, where they ask for it, from the training cases.
+
+    Args:
+        config: the data settings.
+        dataset: training cases are opened (all of them are checked on the way).
+        spatial_dims: 2 keeps the third axis' spacing.
+
+    Raises:
+        UserError: a case is unusable, or a setting does not fit the data.
+    """
+    kinds = tuple(_kind(config.normalization, name) for name in dataset.channels)
+    spacings: list[tuple[float, ...]] = []
+    flat = True
+    foreground: list[NDArray[np.float32]] = []
+    rng = np.random.default_rng(1234)
+    for case in dataset.training:
+        volume = read_image(case.images, dataset.channels)
+        labels, _ = read_label_map(cast(Any, case.label), list(dataset.labels.values()), volume.grid)
+        flat = flat and volume.grid.shape[2] == 1
+        turned = Preprocessing(config.orientation, None, ())._regrid(volume.data[:1], volume.grid.affine, "nearest")
+        spacings.append(tuple(float(edge) for edge in turned.pixdim))
+        if "ct" in kinds and (labels > 0).any():
+            voxels = volume.data[:, labels > 0]
+            foreground.append(voxels[:, rng.integers(0, voxels.shape[1], min(SAMPLES_PER_CASE, voxels.shape[1]))])
+    # Turning files of one slice could make the slice axis an in-plane one.
+    orientation = None if spatial_dims == 2 and flat else config.orientation
+    scales = tuple(_fit_scale(dataset, kind, i, foreground) for i, kind in enumerate(kinds))
+    return Preprocessing(orientation, _target_spacing(config, spacings, spatial_dims), scales)
+
+
+def _kind(setting: str, channel: str) -> Literal["zscore", "ct", "none"]:
+    if setting != "auto":
+        return cast(Literal["zscore", "ct", "none"], setting)
+    return "ct" if channel.casefold() == "ct" else "zscore"
+
+
+def _fit_scale(
+    dataset: Dataset, kind: Literal["zscore", "ct", "none"], channel: int, foreground: Sequence[NDArray[np.float32]]
+) -> ChannelScale:
+    if kind != "ct":
+        return ChannelScale(kind)
+    if not foreground:
+        raise UserError(
+            f"{dataset.path}: 0 labelled voxels in the training cases, which CT normalisation needs; "
+            "label a case or set data.normalization to zscore"
+        )
+    values = np.concatenate([f[channel] for f in foreground]).astype(np.float64)
+    low, high = np.percentile(values, [0.5, 99.5])
+    if low == high:
+        raise UserError(f"{dataset.path}: channel {dataset.channels[channel]!r} is constant ({low}) in the labelled voxels; "
+                        "check the images or set data.normalization to zscore")
+    return ChannelScale("ct", float(low), float(high), float(values.mean()), max(float(values.std()), 1e-8))
+
+
+def _target_spacing(
+    config: DataConfig, spacings: Sequence[tuple[float, ...]], spatial_dims: int
+) -> tuple[float, ...] | None:
+    if config.spacing_mm is None:
+        return None
+    if config.spacing_mm == "median":
+        target = tuple(float(edge) for edge in np.median(np.array(spacings), axis=0))[:spatial_dims]
+    else:
+        target = cast("tuple[float, ...]", config.spacing_mm)
+    if len(target) != spatial_dims or not all(edge > 0 and np.isfinite(edge) for edge in target):
+        raise UserError(f"data.spacing_mm: {target} does not fit; give {spatial_dims} sizes above 0 in mm, 'median' or null")
+    return (*target, *([-1.0] * (3 - spatial_dims)))

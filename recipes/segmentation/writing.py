@@ -1,0 +1,111 @@
+"""Writes results whole or not at all: label maps on the exact grid of their image, and other files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.volumes import Grid
+
+__all__ = ["check_free", "write_atomic", "write_label_map"]
+
+# Everything that places voxels in space; no other header field is carried over, since free text may name a patient.
+GEOMETRY = (
+    *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+def check_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuses an output path that is an input, or that exists without `overwrite`.
+
+    Raises:
+        UserError: the path must not be written.
+    """
+    if any(path.resolve() == Path(other).resolve() for other in inputs):
+        raise UserError(f"{path}: the output is the input itself; choose another output")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; choose another output or pass --overwrite true")
+
+
+def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") -> None:
+    """Lets `write` fill a temporary file beside `path`, flushes it to disk, and renames it to `path`.
+
+    Args:
+        path: final name; an older file there stays whole until the new one is complete.
+        write: called with the temporary path; may verify what it wrote, an exception discards the file.
+        suffix: ending of the temporary name, where the writer goes by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results get the usual permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error}); free space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_label_map(path: Path, labels: NDArray[np.integer], grid: Grid, overwrite: bool = False) -> None:
+    """Writes integer labels on the grid of an image, then reads the file back and compares.
+
+    Args:
+        path: .nii or .nii.gz file.
+        labels: (X, Y, Z) non-negative integers in the stored axis order of `grid`.
+        grid: of the image; its affine, qform, sform, their codes, zooms and units are copied bit by bit.
+        overwrite: replace an existing file.
+
+    Raises:
+        UserError: `path` exists or is the image itself, or the disk refused the file.
+        ValueError: shape or type of `labels` do not fit.
+    """
+    if labels.shape != grid.shape or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype}{labels.shape}, expected integers of shape {grid.shape}")
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise UserError(f"{path}: the ending {path.suffix!r} is not NIfTI; end the name in .nii.gz")
+    check_free(path, overwrite, [grid.path])
+    stored = labels[..., 0] if grid.stored_2d else labels
+    stored = stored.astype(np.min_scalar_type(int(labels.max(initial=0))))
+    header = type(grid.header)()
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(stored.dtype)
+    for name in GEOMETRY:
+        header[name] = grid.header[name]
+    image = type_of_image(grid)(stored, header.get_best_affine(), header)
+
+    def write(temporary: Path) -> None:
+        nibabel.save(image, temporary)
+        _compare(temporary, path, stored, grid)
+
+    write_atomic(path, write, ".nii.gz" if path.name.lower().endswith(".gz") else ".nii")
+
+
+def type_of_image(grid: Grid) -> type[nibabel.Nifti1Image]:
+    """NIfTI-1 or NIfTI-2, as the grid's own file."""
+    return nibabel.Nifti2Image if isinstance(grid.header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+
+
+def _compare(temporary: Path, path: Path, labels: NDArray[np.integer], grid: Grid) -> None:
+    image = nibabel.load(temporary)
+    if not np.array_equal(np.asanyarray(image.dataobj), labels):  # type: ignore[attr-defined]
+        raise UserError(f"{path}: the voxels read back differ from those written; check the disk and try again")
+    for name in GEOMETRY:
+        found, expected = image.header[name], grid.header[name]  # type: ignore[index]
+        if not np.array_equal(found, expected, equal_nan=True):
+            raise UserError(f"{path}: header field {name} reads back as {found}, expected {expected}; report this file")
