@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-ROOTS = {"ssmvision": "ssmvision", "ssmvision.kernels": "kernels", "ssmvision.recipes": "recipes", "ssmvision.configs": "configs"}
-packages = [f"{name}{sub}" for name, folder in ROOTS.items() for sub in ["", *(f".{p}" for p in find_packages(folder))]]
+ROOTS = {f"ssmvision.{name}": name for name in ("kernels", "recipes", "configs")} | {"ssmvision": "ssmvision"}
+packages = [f"{name}{sub}" for name, root in ROOTS.items() for sub in ["", *(f".{p}" for p in find_packages(root))]]
 
 setup(packages=packages, package_dir=ROOTS)

@@ -1,0 +1,79 @@
+"""The table of sub-commands; adding one is adding a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["COMMANDS", "Command", "find_command"]
+
+_SEGMENTATION = "ssmvision.recipes.segmentation"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        name: one or two words, as typed.
+        help: one line.
+        config: "module:Class" of a frozen dataclass, light to import; its fields are the command's arguments.
+        run: "module:function" taking that dataclass; may be heavy to import.
+        positional: required fields are positional arguments instead of options.
+        extra: optional dependency group that the command needs, or "".
+    """
+
+    name: str
+    help: str
+    config: str
+    run: str
+    positional: bool = False
+    extra: str = ""
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "train and test a small 3D U-Mamba on a real brain template, with a report (CPU, minutes)",
+        f"{_SEGMENTATION}.demo_config:DemoConfig",
+        f"{_SEGMENTATION}.demo:run",
+        extra="demo",
+    ),
+    Command(
+        "train",
+        "train a segmentation network on your own volumes",
+        f"{_SEGMENTATION}.config:TrainConfig",
+        f"{_SEGMENTATION}.train:run",
+        extra="recipes",
+    ),
+    Command(
+        "predict",
+        "label volumes with a trained network, on each volume's own grid",
+        f"{_SEGMENTATION}.config:PredictConfig",
+        f"{_SEGMENTATION}.predict:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "evaluate",
+        "score label volumes against reference labels",
+        f"{_SEGMENTATION}.config:EvaluateConfig",
+        f"{_SEGMENTATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command("models", "list the models registered with timm", "ssmvision.cli.models:ModelsConfig", "ssmvision.cli.models:run"),
+    Command("configs list", "list the configurations that ship with the package", "ssmvision.cli.configs:ListConfig", "ssmvision.cli.configs:run_list"),
+    Command("configs show", "print one of them", "ssmvision.cli.configs:ShowConfig", "ssmvision.cli.configs:run_show", positional=True),
+    Command("configs copy", "write an editable copy of one of them", "ssmvision.cli.configs:CopyConfig", "ssmvision.cli.configs:run_copy", positional=True),
+    Command("doctor", "show versions, devices, and which backend each op picks and why", "ssmvision.doctor:DoctorConfig", "ssmvision.doctor:run"),
+    Command("bench scan", "time the selective scan's backends", "ssmvision.bench.config:BenchScanConfig", "ssmvision.bench.scan:run"),
+)  # fmt: skip
+
+
+def find_command(words: list[str]) -> Command | None:
+    """The command whose name starts `words`, or None."""
+    for command in COMMANDS:
+        name = command.name.split()
+        if words[: len(name)] == name:
+            return command
+    return None

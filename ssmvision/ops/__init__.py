@@ -1,0 +1,8 @@
+"""The public operators of `ssmvision.kernels`, on plain tensors."""
+
+from __future__ import annotations
+
+from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
+from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
+
+__all__ = ["ROUTES", "inverse_route", "route_index", "route_names", "selective_scan", "selective_scan_nd"]
