@@ -65,9 +65,11 @@ class MambaLayer(nn.Module):
         self.mamba = resolved.build(dim, spatial_dims) if self.is_grid else resolved.build(dim)
 
     def extra_repr(self) -> str:
+        """The layer's settings, for `print`."""
         return f"dim={self.dim}, channel_token={self.channel_token}"
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix the positions of a map (B, C, *spatial); see the class."""
         self._check(x)
         with autocast_off(x.device):
             wide = x.to(self.norm.weight.dtype)

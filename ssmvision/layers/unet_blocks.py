@@ -6,7 +6,7 @@ names are those of the published checkpoints.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ __all__ = ["ConvNorm", "IdentityResBlock", "ProjectedResBlock", "UpsampleConv", 
 
 Size = tuple[int, ...]
 SLOPE = 0.01
-CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVS: dict[int, Callable[..., nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORMS: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -25,8 +25,7 @@ def conv_nd(
     """A convolution padded by k // 2, Kaiming-normal for the leaky ReLU that follows, with zero bias."""
     dims = len(kernel_size)
     padding = tuple(k // 2 for k in kernel_size)
-    options: dict[str, Any] = {"stride": stride or (1,) * dims, "padding": padding, "bias": bias}
-    conv = CONVS[dims](in_channels, out_channels, kernel_size, **options)
+    conv = CONVS[dims](in_channels, out_channels, kernel_size, stride or (1,) * dims, padding, bias=bias)
     nn.init.kaiming_normal_(conv.weight, a=SLOPE)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -45,13 +44,11 @@ class ProjectedResBlock(nn.Module):
     """conv - norm - act - conv - norm, plus a 1x1 convolution of the input (without norm), act.
 
     Args:
-        in_channels, out_channels: channels before and after.
+        in_channels: channels before.
+        out_channels: channels after.
         kernel_size: odd, one per axis.
         stride: of the first convolution and of the projection, one per axis; 1 if None.
         eps: of the instance norms.
-
-    Shape:
-        (B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride)).
     """
 
     def __init__(
@@ -66,6 +63,7 @@ class ProjectedResBlock(nn.Module):
         self.act = _act()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride))."""
         y = self.act(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         y += self.conv3(x)
@@ -74,7 +72,7 @@ class ProjectedResBlock(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and an instance norm; (B, C, *spatial) -> the same."""
+    """A convolution and an instance norm."""
 
     def __init__(self, channels: int, kernel_size: Size, bias: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
@@ -82,12 +80,13 @@ class ConvNorm(nn.Module):
         self.norm = _norm(channels, kernel_size, eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same."""
         out: Tensor = self.norm(self.conv(x))
         return out
 
 
 class IdentityResBlock(nn.Module):
-    """conv - norm - act - conv - norm, plus the input, act; (B, C, *spatial) -> the same.
+    """conv - norm - act - conv - norm, plus the input, act.
 
     Args:
         channels: C.
@@ -103,6 +102,7 @@ class IdentityResBlock(nn.Module):
         self.act = _act()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same."""
         y = self.conv2(self.act(self.conv1(x)))
         y += x
         out: Tensor = self.act(y)
@@ -110,11 +110,7 @@ class IdentityResBlock(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Nearest upsampling by `scale` (one factor per axis) with a 1x1 convolution.
-
-    Shape:
-        (B, in_channels, *spatial) -> (B, out_channels, *(spatial * scale)).
-    """
+    """Nearest upsampling by `scale` (one factor per axis) with a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, scale: Size) -> None:
         super().__init__()
@@ -122,6 +118,7 @@ class UpsampleConv(nn.Module):
         self.scale = tuple(float(s) for s in scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, out_channels, *(spatial * scale))."""
         # The two commute; the convolution costs prod(scale) times less on the coarse grid.
         return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
 
@@ -138,7 +135,8 @@ def residual_stage(
     """One `ProjectedResBlock` with the stride, then `n_blocks - 1` of `IdentityResBlock`.
 
     Args:
-        in_channels, out_channels: channels before and after.
+        in_channels: channels before.
+        out_channels: channels after.
         kernel_size: odd, one per axis.
         n_blocks: at least 1.
         stride: one per axis; 1 if None.

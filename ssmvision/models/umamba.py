@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import Self
 
 from ssmvision.layers.mamba_layer import MambaLayer
 from ssmvision.layers.mixers import Mixer, resolve_mixer
 from ssmvision.layers.unet_blocks import UpsampleConv, conv_nd, residual_stage
 from ssmvision.models.umamba_official import canonical_state, constructor_arguments, official_state
 from ssmvision.models.umamba_shape import PerStage, SizePerStage, UNetShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["UMambaBot", "UMambaEnc"]
 
@@ -51,6 +53,7 @@ class UNetEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Every stage's map, finest first, of (B, in_channels, *spatial)."""
         x = _run(self.stem, x, self.grad_checkpointing)
         skips = []
         for stage, layer in zip(self.stages, self.mamba_layers, strict=True):
@@ -80,6 +83,7 @@ class UNetDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(heads)
 
     def forward(self, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Logits from the encoder's maps: full resolution, or a list of all levels with full resolution first."""
         x = skips[-1]
         outputs: list[Tensor] = []
         levels = zip(self.upsample_layers, self.stages, self.seg_layers, self.joins, reversed(skips[:-1]), strict=True)
@@ -153,8 +157,8 @@ class _UMamba(nn.Module):
         fixed = self.fixed_input_size
         if fixed is not None and size != fixed:
             raise ValueError(
-                f"{type(self).__name__} was built for input_size={fixed}, on which the shape of its channel-token layers "
-                f"depends, and cannot run {size}: use sliding windows of {fixed}, or build it anew with input_size={size}"
+                f"{type(self).__name__} cannot run size {size}: its channel-token layers were built for "
+                f"input_size={fixed}; use sliding windows of {fixed}, or build it anew with input_size={size}"
             )
         return x
 
@@ -211,7 +215,13 @@ class UMambaBot(_UMamba):
     ) -> None:
         super().__init__()
         shape = self.shape = UNetShape.build(
-            spatial_dims, n_stages, features_per_stage, kernel_sizes, strides, n_conv_per_stage, n_conv_per_stage_decoder
+            spatial_dims,
+            n_stages,
+            features_per_stage,
+            kernel_sizes,
+            strides,
+            n_conv_per_stage,
+            n_conv_per_stage_decoder,
         )
         resolved = resolve_mixer(mixer)
         self.encoder = UNetEncoder(shape, in_channels, [nn.Identity() for _ in shape.features], conv_bias)
@@ -221,6 +231,7 @@ class UMambaBot(_UMamba):
         self.decoder = UNetDecoder(shape, out_channels, deep_supervision, conv_bias)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits of an image; shapes and errors as the class says."""
         skips = self.encoder(self._checked(x))
         skips[-1] = _run(self.mamba_layer, skips[-1], self.encoder.grad_checkpointing)
         out: Tensor | list[Tensor] = self.decoder(skips)
@@ -271,7 +282,13 @@ class UMambaEnc(_UMamba):
     ) -> None:
         super().__init__()
         shape = self.shape = UNetShape.build(
-            spatial_dims, n_stages, features_per_stage, kernel_sizes, strides, n_conv_per_stage, n_conv_per_stage_decoder
+            spatial_dims,
+            n_stages,
+            features_per_stage,
+            kernel_sizes,
+            strides,
+            n_conv_per_stage,
+            n_conv_per_stage_decoder,
         )
         sizes = [input_size] * spatial_dims if isinstance(input_size, int) else input_size
         self.input_size = shape.check_size(sizes, "input_size")
@@ -282,6 +299,7 @@ class UMambaEnc(_UMamba):
         self.decoder = UNetDecoder(shape, out_channels, deep_supervision, conv_bias)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits of an image; shapes and errors as the class says."""
         out: Tensor | list[Tensor] = self.decoder(self.encoder(self._checked(x)))
         return out
 

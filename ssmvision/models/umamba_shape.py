@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PerStage", "UNetShape"]
+__all__ = ["PerStage", "SizePerStage", "UNetShape"]
 
 Size = tuple[int, ...]
 PerStage = int | Sequence[int]
@@ -17,20 +17,20 @@ MAX_FEATURES = {2: 512, 3: 320}
 DEFAULT_STAGES = 6
 
 
-def _integers(name: str, values: Sequence[int], n: int, least: int = 1) -> Size:
-    out = tuple(int(v) for v in values)
+def _integers(name: str, values: PerStage, n: int) -> Size:
+    """`values` as n integers of at least 1; a single one stands for all."""
+    out = (values,) * n if isinstance(values, int) else tuple(int(v) for v in values)
     if len(out) != n:
-        raise ValueError(f"{name} needs {n} entries, got {len(out)}: {list(values)}")
-    if any(v < least for v in out):
-        raise ValueError(f"{name} must be at least {least}, got {list(values)}")
+        raise ValueError(f"{name} needs {n} entries, got {len(out)}: {list(out)}")
+    if any(v < 1 for v in out):
+        raise ValueError(f"{name} must be at least 1, got {list(out)}")
     return out
 
 
-def _sizes(name: str, values: Sequence[int | Sequence[int]], n: int, dims: int) -> tuple[Size, ...]:
-    if len(values) != n:
-        raise ValueError(f"{name} needs {n} entries, one per stage, got {len(values)}: {list(values)}")
-    stages = ([v] * dims if isinstance(v, int) else v for v in values)
-    return tuple(_integers(f"{name}[{s}]", v, dims) for s, v in enumerate(stages))
+def _sizes(name: str, values: SizePerStage, n: int, dims: int) -> tuple[Size, ...]:
+    """`values` as one size per stage; a single integer stands for all stages or, within one, for all axes."""
+    stages = [values] * n if isinstance(values, int) else values
+    return tuple(_integers(f"{name}[{s}]", size, dims) for s, size in enumerate(stages))
 
 
 def _count_stages(n_stages: int | None, given: dict[str, object]) -> int:
@@ -88,26 +88,24 @@ class UNetShape:
         n = _count_stages(n_stages, {**per_stage, "n_conv_per_stage": n_conv_per_stage})
         if features_per_stage is None:
             features_per_stage = [min(BASE_FEATURES * 2**s, MAX_FEATURES[spatial_dims]) for s in range(n)]
-        elif isinstance(features_per_stage, int):
-            features_per_stage = [features_per_stage] * n
-        kernels = _sizes("kernel_sizes", [kernel_sizes] * n if isinstance(kernel_sizes, int) else kernel_sizes, n, spatial_dims)
+        kernels = _sizes("kernel_sizes", kernel_sizes, n, spatial_dims)
         if any(k % 2 == 0 for kernel in kernels for k in kernel):
             raise ValueError(f"kernel_sizes must be odd (they are padded by k // 2), got {list(kernels)}")
         steps = [1, *[strides] * (n - 1)] if isinstance(strides, int) else strides
-        blocks = [n_conv_per_stage] * n if isinstance(n_conv_per_stage, int) else n_conv_per_stage
-        levels = n_conv_per_stage_decoder
-        levels = [levels] * (n - 1) if isinstance(levels, int) else levels
+        blocks = _integers("n_conv_per_stage", n_conv_per_stage, n)
+        levels = _integers("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n - 1)
         return cls(
             spatial_dims,
             _integers("features_per_stage", features_per_stage, n),
             kernels,
             _sizes("strides", steps, n, spatial_dims),
-            _one_from(_integers("n_conv_per_stage", blocks, n), math.ceil(n / 2)),
-            _one_from(_integers("n_conv_per_stage_decoder", levels, n - 1), math.ceil((n - 1) / 2 + 0.5)),
+            _one_from(blocks, math.ceil(n / 2)),
+            _one_from(levels, math.ceil((n - 1) / 2 + 0.5)),
         )
 
     @property
     def n_stages(self) -> int:
+        """Number of resolutions."""
         return len(self.features)
 
     @property

@@ -49,7 +49,11 @@ def build(config: dict[str, Any]) -> nn.Module:
         return MambaLayer(config["dim"], config["channel_token"])
     dim = config["dim"]
     official = {k: v for k, v in config.items() if k not in NOT_ARGUMENTS}
-    official |= {"conv_op": getattr(nn, f"Conv{dim}d"), "norm_op": getattr(nn, f"InstanceNorm{dim}d"), "conv_bias": True}
+    official |= {
+        "conv_op": getattr(nn, f"Conv{dim}d"),
+        "norm_op": getattr(nn, f"InstanceNorm{dim}d"),
+        "conv_bias": True,
+    }
     return NETWORKS[config["net"]].from_official_kwargs(**official)
 
 
