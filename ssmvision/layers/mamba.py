@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ssmvision.kernels.selective_scan import selective_scan_nd
 
+Merge = Literal["sum", "mean", "none"]
+
 __all__ = ["MambaMixer", "inverse_softplus_dt"]
 
 # Official parameter names carry the direction as a suffix, with the irregular A_b_log.
@@ -40,10 +42,15 @@ class MambaMixer(nn.Module):
         expand: inner width / `dim`.
         dt_rank: rank of the step-size projection; "auto" is ceil(dim / 16).
         bidirectional: scan backwards as well, with that direction's own convolution, projections, A and D.
+        shared_directions: the backward direction has an A of its own only and scans the forward convolution's output
+            (Vim's "v1" form).
         merge: how two directions are joined, "mean" (Vim's halving) or "sum".
         backward_dt_init: "zero" starts the backward direction at step size softplus(0) = 0.69, as the official code
             does; "mamba" gives it the forward direction's log-uniform start.
-        backend: see `ssmvision.ops.selective_scan_nd`.
+        bias: give `in_proj` and `out_proj` a bias.
+        conv_bias: give the convolutions a bias.
+        layer_scale: start value of a learned factor per output channel, None for no such factor.
+        backend: see `selective_scan_nd`.
         device, dtype: of the parameters.
 
     Shape:
@@ -61,6 +68,10 @@ class MambaMixer(nn.Module):
         merge: Literal["sum", "mean"] = "mean",
         backward_dt_init: Literal["zero", "mamba"] = "zero",
         backend: str = "auto",
+        shared_directions: bool = False,
+        bias: bool = False,
+        conv_bias: bool = True,
+        layer_scale: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,32 +81,42 @@ class MambaMixer(nn.Module):
         self.d_inner = int(expand * dim)
         self.dt_rank = math.ceil(dim / 16) if dt_rank == "auto" else int(dt_rank)
         self.routes = ("forward", "backward") if bidirectional else ("forward",)
-        self.merge: Literal["sum", "mean"] = merge
+        self.shared_directions = shared_directions
+        self.merge: Merge = merge
         self.backward_dt_init = backward_dt_init
         self.backend = backend
 
-        self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=False, **factory)
+        self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=bias, **factory)
         for route in self.routes:
-            self._add_direction(SUFFIX[route], factory)
-        self.out_proj = nn.Linear(self.d_inner, dim, bias=False, **factory)
+            self._add_direction(route, conv_bias, factory)
+        self.out_proj = nn.Linear(self.d_inner, dim, bias=bias, **factory)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **factory))
         self.reset_ssm_parameters()
 
-    def _add_direction(self, suffix: str, factory: dict[str, Any]) -> None:
-        inner, state = self.d_inner, self.d_state
-        conv = nn.Conv1d(inner, inner, self.d_conv, groups=inner, padding=self.d_conv - 1, **factory)
+    def _suffix(self, route: str) -> str:
+        """Of the names of a direction's parameters, A excepted."""
+        return "" if self.shared_directions else SUFFIX[route]
+
+    def _add_direction(self, route: str, conv_bias: bool, factory: dict[str, Any]) -> None:
+        inner, state, suffix = self.d_inner, self.d_state, self._suffix(route)
+        setattr(self, f"A{SUFFIX[route]}_log", nn.Parameter(torch.empty(inner, state, **factory)))
+        if hasattr(self, f"D{suffix}"):
+            return
+        setattr(self, f"D{suffix}", nn.Parameter(torch.empty(inner, **factory)))
+        conv = nn.Conv1d(inner, inner, self.d_conv, groups=inner, padding=self.d_conv - 1, bias=conv_bias, **factory)
         setattr(self, f"conv1d{suffix}", conv)
         setattr(self, f"x_proj{suffix}", nn.Linear(inner, self.dt_rank + 2 * state, bias=False, **factory))
         setattr(self, f"dt_proj{suffix}", nn.Linear(self.dt_rank, inner, bias=True, **factory))
-        setattr(self, f"A{suffix}_log", nn.Parameter(torch.empty(inner, state, **factory)))
-        setattr(self, f"D{suffix}", nn.Parameter(torch.empty(inner, **factory)))
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
         """S4D-real A, D = 1, and Mamba's step-size start (see `backward_dt_init` for the second direction)."""
         for route in self.routes:
-            suffix = SUFFIX[route]
-            a_log: Tensor = getattr(self, f"A{suffix}_log")
+            a_log: Tensor = getattr(self, f"A{SUFFIX[route]}_log")
             a_log.copy_(torch.log(torch.arange(1, self.d_state + 1, dtype=torch.float32)).expand_as(a_log))
+            if route == "backward" and self.shared_directions:
+                continue
+            suffix = self._suffix(route)
             getattr(self, f"D{suffix}").fill_(1.0)
             dt_proj: nn.Linear = getattr(self, f"dt_proj{suffix}")
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
@@ -107,13 +128,14 @@ class MambaMixer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that Mamba's authors exclude from weight decay: A_log, D and the step-size biases."""
         names = set()
-        for suffix in (SUFFIX[r] for r in self.routes):
-            names |= {f"A{suffix}_log", f"D{suffix}", f"dt_proj{suffix}.bias"}
+        for route in self.routes:
+            suffix = self._suffix(route)
+            names |= {f"A{SUFFIX[route]}_log", f"D{suffix}", f"dt_proj{suffix}.bias"}
         return names
 
     def _project(self, x: Tensor, route: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One direction's convolved input (B, L, E), step size before bias (B, L, E), B and C (B, L, N)."""
-        suffix = SUFFIX[route]
+        suffix = self._suffix(route)
         conv: nn.Conv1d = getattr(self, f"conv1d{suffix}")
         taps, pad = conv.weight, (self.d_conv - 1, 0)
         if route == "backward":  # causal along the reversed sequence = anti-causal here; nothing is flipped
@@ -123,25 +145,47 @@ class MambaMixer(nn.Module):
         low, B, C = getattr(self, f"x_proj{suffix}")(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return u, F.linear(low, getattr(self, f"dt_proj{suffix}").weight), B, C
 
-    def _stacked(self, name: str) -> Tensor:
-        return torch.stack([getattr(self, name.format(SUFFIX[r])) for r in self.routes])
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scan input u (B, K, L, E), or (B, L, E) where the directions share it, delta (B, K, L, E), B, C."""
+        if not self.shared_directions:
+            u, delta, B, C = (torch.stack(p, 1) for p in zip(*(self._project(x, r) for r in self.routes), strict=True))
+            return u, delta, B, C
+        u, *rest = self._project(x, "forward")
+        delta, B, C = (p.unsqueeze(1).expand(-1, len(self.routes), -1, -1) for p in rest)
+        return u, delta, B, C
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def scan(self, tokens: Tensor, merge: Merge | None = None) -> Tensor:
+        """The gated scan before `out_proj`.
+
+        Args:
+            tokens: (B, L, dim).
+            merge: in place of the mixer's own; "none" keeps the directions apart.
+
+        Returns:
+            (B, L, E), or (B, K, L, E) for "none", each direction in the order of `tokens`.
+        """
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        u, delta, B, C = (torch.stack(p, 1) for p in zip(*(self._project(x, r) for r in self.routes), strict=True))
-        bias = torch.stack([getattr(self, f"dt_proj{SUFFIX[r]}").bias for r in self.routes])
+        u, delta, B, C = self._scan_inputs(x)
+        a_log = torch.stack([getattr(self, f"A{SUFFIX[r]}_log") for r in self.routes])
+        suffixes = [self._suffix(r) for r in self.routes]
         y = selective_scan_nd(
             u,
             delta,
-            -torch.exp(self._stacked("A{}_log").float() if not tokens.dtype == torch.float64 else self._stacked("A{}_log")),
+            -torch.exp(a_log.to(torch.promote_types(a_log.dtype, torch.float32))),
             B,
             C,
-            self._stacked("D{}"),
+            torch.stack([getattr(self, f"D{s}") for s in suffixes]),
             z,
-            bias,
+            torch.stack([getattr(self, f"dt_proj{s}").bias for s in suffixes]),
             delta_softplus=True,
             routes=self.routes,
-            merge=self.merge,
+            merge=self.merge if merge is None else merge,
             backend=self.backend,
         )
-        return self.out_proj(y)
+        assert isinstance(y, Tensor)
+        return y
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        out: Tensor = self.out_proj(self.scan(tokens))
+        return out if self.gamma is None else out * self.gamma
