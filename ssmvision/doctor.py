@@ -166,4 +166,4 @@ def _print(report: Report, console: Console) -> None:
         console.print(table, end="\n\n")
     for key, value in report.environment.items():
         console.print(f"{key}={value}", markup=False)
-    console.print(f"Backends are those for {report.dtype} on {report.system}; `backend=` or SSMVISION_BACKEND overrides.")
+    console.print(f"Backends are those for {report.dtype}; `backend=` in a call or SSMVISION_BACKEND overrides.")

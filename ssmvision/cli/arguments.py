@@ -62,7 +62,7 @@ def _parser(command: Command, config: type) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    if fields(config):  # type: ignore[arg-type]
+    if fields(config):
         parser.add_argument(
             "--config", action="config", help="YAML file, or a name from `ssmvision configs list`; may be repeated"
         )
@@ -82,9 +82,7 @@ def _spell_out_flags(words: list[str], settings: Mapping[str, Setting]) -> list[
     """`--overwrite` means `--overwrite=true`; jsonargparse wants the value."""
     flags = {f"--{name}" for name, setting in settings.items() if setting.hint is bool}
     followed_by_value = {i for i, after in enumerate(words[1:]) if after.lower() in ("true", "false")}
-    return [
-        f"{word}=true" if word in flags and i not in followed_by_value else word for i, word in enumerate(words)
-    ]
+    return [f"{word}=true" if word in flags and i not in followed_by_value else word for i, word in enumerate(words)]
 
 
 def _open_configs(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_CLI = "ssmvision.cli"
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,40 @@ COMMANDS = (
         positional=True,
         extra="recipes",
     ),
-    Command("models", "list the models registered with timm", "ssmvision.cli.models:ModelsConfig", "ssmvision.cli.models:run"),
-    Command("configs list", "list the configurations that ship with the package", "ssmvision.cli.configs:ListConfig", "ssmvision.cli.configs:run_list"),
-    Command("configs show", "print one of them", "ssmvision.cli.configs:ShowConfig", "ssmvision.cli.configs:run_show", positional=True),
-    Command("configs copy", "write an editable copy of one of them", "ssmvision.cli.configs:CopyConfig", "ssmvision.cli.configs:run_copy", positional=True),
-    Command("doctor", "show versions, devices, and which backend each op picks and why", "ssmvision.doctor:DoctorConfig", "ssmvision.doctor:run"),
-    Command("bench scan", "time the selective scan's backends", "ssmvision.bench.config:BenchScanConfig", "ssmvision.bench.scan:run"),
-)  # fmt: skip
+    Command("models", "list the models registered with timm", f"{_CLI}.models:ModelsConfig", f"{_CLI}.models:run"),
+    Command(
+        "configs list",
+        "list the configurations that ship with the package",
+        f"{_CLI}.configs:ListConfig",
+        f"{_CLI}.configs:run_list",
+    ),
+    Command(
+        "configs show",
+        "print one of them",
+        f"{_CLI}.configs:ShowConfig",
+        f"{_CLI}.configs:run_show",
+        positional=True,
+    ),
+    Command(
+        "configs copy",
+        "write an editable copy of one of them",
+        f"{_CLI}.configs:CopyConfig",
+        f"{_CLI}.configs:run_copy",
+        positional=True,
+    ),
+    Command(
+        "doctor",
+        "show versions, devices, and which backend each op picks and why",
+        "ssmvision.doctor:DoctorConfig",
+        "ssmvision.doctor:run",
+    ),
+    Command(
+        "bench scan",
+        "time the selective scan's backends",
+        "ssmvision.bench.config:BenchScanConfig",
+        "ssmvision.bench.scan:run",
+    ),
+)
 
 
 def find_command(words: list[str]) -> Command | None:

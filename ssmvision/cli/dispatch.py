@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -61,7 +61,7 @@ def _dispatch(words: list[str]) -> None:
         print(f"ssmvision {__version__}")
     elif (command := find_command(words)) is not None:
         _run(command, words[len(command.name.split()) :])
-    elif (group := [c for c in COMMANDS if c.name.startswith(f"{words[0]} ")]) and words[1:] in ([], ["-h"], ["--help"]):
+    elif (group := [c for c in COMMANDS if c.name.split()[0] == words[0]]) and set(words[1:]) <= {"-h", "--help"}:
         print(_overview(group))
     else:
         raise UserError(_unknown(words))
@@ -85,10 +85,9 @@ def _run(command: Command, words: list[str]) -> None:
         ) from error
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Any:
     module, _, name = target.partition(":")
-    loaded: Callable[..., Any] = getattr(import_module(module), name)
-    return loaded
+    return getattr(import_module(module), name)
 
 
 def _overview(commands: Sequence[Command] = COMMANDS) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from typing import Any, cast
 
 __all__ = ["ModelRow", "ModelsConfig", "registered_models", "run"]
 
@@ -57,7 +58,7 @@ def _row(name: str) -> ModelRow:
 
     with torch.device("meta"):  # counts without allocating or filling weights
         model = timm.create_model(name)
-    config = model.pretrained_cfg
+    config = cast(dict[str, Any], model.pretrained_cfg)
     tags = timm.list_models(f"{name}.*", pretrained=True)
     return ModelRow(
         name=name,

@@ -1,0 +1,99 @@
+"""Each case runs in a fresh interpreter, since what it tests is the order of first imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORWARD = "import torch; assert timm.create_model('vim_tiny', img_size=32, depth=1)(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)"
+GONE = "import sys; assert not [f for f in sys.meta_path if type(f).__module__.startswith('ssmvision')], sys.meta_path"
+REAL_LOADER = "assert type(timm.__spec__.loader) is type(timm.__loader__) is __import__('importlib.machinery').machinery.SourceFileLoader"
+
+CASES = {
+    "timm first": ["import timm", "import ssmvision", FORWARD, GONE],
+    "ssmvision first": [
+        "import sys, ssmvision",
+        "assert not {'timm', 'torch'} & set(sys.modules)",
+        "import timm",
+        "assert {'vim_tiny', 'vim_small', 'vim_base'} <= set(timm.list_models('vim_*'))",
+        FORWARD,
+        GONE,
+        REAL_LOADER,
+    ],
+    "our models first": ["from ssmvision.models import VisionMamba", "import timm", FORWARD, GONE, REAL_LOADER],
+    "a submodule of timm": [
+        "import ssmvision",
+        "import timm.models.vision_transformer as vit",
+        "import timm",
+        "assert vit is timm.models.vision_transformer",
+        "assert timm.is_model('vim_small')",
+        GONE,
+    ],
+    "asking for timm is not importing it": [
+        "import sys, ssmvision",
+        "from importlib.util import find_spec",
+        "spec = find_spec('timm')",
+        "assert spec.origin == spec.loader.get_filename('timm')",
+        "assert find_spec('timm') is not None and 'timm' not in sys.modules",
+        "import timm",
+        "assert timm.is_model('vim_small')",
+        GONE,
+        REAL_LOADER,
+    ],
+    "from within timm's own import": [
+        # What a module that timm imports early would cause.
+        "import sys, builtins",
+        "from importlib.machinery import PathFinder",
+        "class Early:",
+        "    def find_spec(self, name, path=None, target=None):",
+        "        if name == 'timm.layers':",
+        "            sys.meta_path.remove(self)",
+        "            import ssmvision",
+        "sys.meta_path.insert(0, Early())",
+        "import timm",
+        "assert timm.is_model('vim_small')",
+        FORWARD,
+        GONE,
+    ],
+    "threads": [
+        "import ssmvision, importlib, threading",
+        "names = ['timm', 'ssmvision.models', 'timm.layers', 'ssmvision.ops'] * 2",
+        "failed = []",
+        "def load(name):",
+        "    try:",
+        "        importlib.import_module(name)",
+        "    except BaseException as error:",
+        "        failed.append(error)",
+        "threads = [threading.Thread(target=load, args=(name,)) for name in names]",
+        "[thread.start() for thread in threads]",
+        "[thread.join() for thread in threads]",
+        "assert not failed, failed",
+        "import timm",
+        "assert timm.is_model('vim_small')",
+        GONE,
+    ],
+    "installed once": [
+        "import sys, ssmvision, importlib",
+        "importlib.reload(ssmvision)",
+        "assert len([f for f in sys.meta_path if type(f).__module__ == 'ssmvision._timm_hook']) == 1",
+    ],
+    "without timm": [
+        "import sys, ssmvision",
+        "from importlib.machinery import PathFinder",
+        "sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__.startswith('ssmvision')]",
+        "try:",
+        "    import timm",
+        "except ModuleNotFoundError as error:",
+        "    assert error.name == 'timm'",
+        "else:",
+        "    raise AssertionError",
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_registration(case: str) -> None:
+    done = subprocess.run([sys.executable, "-c", "\n".join(CASES[case])], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
