@@ -113,7 +113,7 @@ class TrainerConfig:
         validate_every: epochs between validations on whole volumes (the last epoch is always validated).
         seed: of weights, split, patches and augmentation.
         deterministic: ask torch for deterministic algorithms, with a warning where one has none.
-        accelerator, devices: as Lightning takes them.
+        accelerator: "auto", "cpu", "gpu" or "mps", as Lightning takes it; one device is used.
         threads: CPU threads of torch; null: torch's own choice.
     """
 
@@ -131,7 +131,6 @@ class TrainerConfig:
     seed: int = 0
     deterministic: bool = True
     accelerator: str = "auto"
-    devices: int = 1
     threads: int | None = None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ssmvision.errors import UserError
 
-__all__ = ["Case", "Dataset", "hold_out", "read_dataset", "strip_ending"]
+__all__ = ["Case", "Dataset", "hold_out", "read_dataset", "read_dataset_labels", "strip_ending"]
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -77,6 +77,15 @@ def read_dataset(root: Path | str) -> Dataset:
         dataset = _nnunet(path, content, channels, labels)
     _check(dataset, content)
     return dataset
+
+
+def read_dataset_labels(near: Path) -> dict[str, int] | None:
+    """Label names from the dataset.json in a folder, or in the folder above `near`; None if there is none."""
+    for folder in (near, near.parent):
+        path = folder / "dataset.json"
+        if path.is_file():
+            return _labels(path, read_json(path))
+    return None
 
 
 def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -75,24 +76,26 @@ class Preprocessing:
         """Logits (K, ...) on the grid of `image` brought to the stored grid: resampled linearly, turned exactly."""
         result = MetaTensor(logits.float(), affine=image.affine)
         result.applied_operations = copy.deepcopy(image.applied_operations)
-        for transform in reversed(self._transforms("bilinear")):
+        for transform in reversed(grid_transforms(self.orientation, self.spacing_mm, "bilinear")):
             result = transform.inverse(result)
         return result.as_tensor()
 
-    def _transforms(self, mode: str) -> list[Any]:
-        transforms: list[Any] = []
-        if self.orientation is not None:
-            # Files may lack anatomical names for axes; MONAI's default ones are the NIfTI ones.
-            transforms.append(Orientation(axcodes=self.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
-        if self.spacing_mm is not None:
-            transforms.append(Spacing(pixdim=self.spacing_mm, mode=mode, padding_mode="border"))
-        return transforms
-
     def _regrid(self, data: Any, affine: NDArray[np.float64], mode: str) -> MetaTensor:
         image = MetaTensor(torch.as_tensor(data), affine=torch.as_tensor(affine))
-        for transform in self._transforms(mode):
+        for transform in grid_transforms(self.orientation, self.spacing_mm, mode):
             image = transform(image)
         return image
+
+
+@lru_cache(maxsize=32)
+def grid_transforms(orientation: str | None, spacing_mm: tuple[float, ...] | None, mode: str) -> tuple[Any, ...]:
+    """Transforms to the model's grid. Cached because MONAI inverts only by the very object that was applied."""
+    transforms: list[Any] = []
+    if orientation is not None:
+        transforms.append(Orientation(axcodes=orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
+    if spacing_mm is not None:
+        transforms.append(Spacing(pixdim=spacing_mm, mode=mode, padding_mode="border"))
+    return tuple(transforms)
 
 
 def scale_channel(channel: MetaTensor, scale: ChannelScale) -> MetaTensor:
@@ -105,13 +108,18 @@ def scale_channel(channel: MetaTensor, scale: ChannelScale) -> MetaTensor:
     return cast(MetaTensor, ScaleIntensityRange(scale.low, scale.high, low, high, clip=True)(channel))
 
 
-def fit_preprocessing(config: DataConfig, dataset: Dataset, spatial_dims: int) -> Preprocessing:
+def fit_preprocessing(
+    config: DataConfig, dataset: Dataset, spatial_dims: int
+) -> tuple[Preprocessing, tuple[float, ...]]:
     """Decides grid and scales from the settings and, where they ask for it, from the training cases.
 
     Args:
         config: the data settings.
-        dataset: training cases are opened (all of them are checked on the way).
+        dataset: all training and validation cases are opened, so that a bad file is found before training.
         spatial_dims: 2 keeps the third axis' spacing.
+
+    Returns:
+        The preprocessing, and the voxel size in mm per axis that the network will typically see.
 
     Raises:
         UserError: a case is unusable, or a setting does not fit the data.
@@ -121,9 +129,11 @@ def fit_preprocessing(config: DataConfig, dataset: Dataset, spatial_dims: int) -
     flat = True
     foreground: list[NDArray[np.float32]] = []
     rng = np.random.default_rng(1234)
-    for case in dataset.training:
+    for case in (*dataset.training, *dataset.validation):
         volume = read_image(case.images, dataset.channels)
         labels, _ = read_label_map(cast(Any, case.label), list(dataset.labels.values()), volume.grid)
+        if case not in dataset.training:
+            continue
         flat = flat and volume.grid.shape[2] == 1
         turned = Preprocessing(config.orientation, None, ())._regrid(volume.data[:1], volume.grid.affine, "nearest")
         spacings.append(tuple(float(edge) for edge in turned.pixdim))
@@ -133,7 +143,9 @@ def fit_preprocessing(config: DataConfig, dataset: Dataset, spatial_dims: int) -
     # Turning files of one slice could make the slice axis an in-plane one.
     orientation = None if spatial_dims == 2 and flat else config.orientation
     scales = tuple(_fit_scale(dataset, kind, i, foreground) for i, kind in enumerate(kinds))
-    return Preprocessing(orientation, _target_spacing(config, spacings, spatial_dims), scales)
+    median = tuple(float(edge) for edge in np.median(np.array(spacings), axis=0))
+    target = _target_spacing(config, median, spatial_dims)
+    return Preprocessing(orientation, target, scales), (target or median)[:spatial_dims]
 
 
 def _kind(setting: str, channel: str) -> Literal["zscore", "ct", "none"]:
@@ -160,15 +172,10 @@ def _fit_scale(
     return ChannelScale("ct", float(low), float(high), float(values.mean()), max(float(values.std()), 1e-8))
 
 
-def _target_spacing(
-    config: DataConfig, spacings: Sequence[tuple[float, ...]], spatial_dims: int
-) -> tuple[float, ...] | None:
+def _target_spacing(config: DataConfig, median: tuple[float, ...], spatial_dims: int) -> tuple[float, ...] | None:
     if config.spacing_mm is None:
         return None
-    if config.spacing_mm == "median":
-        target = tuple(float(edge) for edge in np.median(np.array(spacings), axis=0))[:spatial_dims]
-    else:
-        target = cast("tuple[float, ...]", config.spacing_mm)
+    target = median[:spatial_dims] if config.spacing_mm == "median" else cast("tuple[float, ...]", config.spacing_mm)
     if len(target) != spatial_dims or not all(edge > 0 and np.isfinite(edge) for edge in target):
         raise UserError(f"data.spacing_mm: {target} does not fit; give {spatial_dims} sizes above 0 in mm, 'median' or null")
     return (*target, *([-1.0] * (3 - spatial_dims)))

@@ -1,0 +1,80 @@
+"""Checkpoints that survive an interruption: written whole, checked by digest, the previous one kept."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.writing import write_atomic
+
+__all__ = ["LAST", "PREVIOUS", "SafeCheckpointIO"]
+
+LAST, PREVIOUS, DIGESTS = "last.ckpt", "previous.ckpt", "last.ckpt.sha256"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Keeps last.ckpt and previous.ckpt, and the digests of the newest three files in last.ckpt.sha256.
+
+    The new digest is recorded before the file gets its name, so at every moment a whole file has its digest on record
+    and a torn one has not. Files are read with `weights_only=True`: tensors and plain values, no code.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes `checkpoint` (tensors and plain values only)."""
+        target = Path(path)
+
+        def write(temporary: Path) -> None:
+            torch.save(checkpoint, temporary)
+            self._record(target, _digest(temporary))
+            if target.is_file():
+                target.replace(target.with_name(PREVIOUS))
+
+        write_atomic(target, write)
+
+    def _record(self, target: Path, digest: str) -> None:
+        path = target.with_name(DIGESTS)
+        known = path.read_text().split() if path.is_file() else []
+        text = "\n".join([*known[-2:], digest]) + "\n"
+
+        def write(temporary: Path) -> None:
+            temporary.write_text(text)
+
+        write_atomic(path, write)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads `path`, or previous.ckpt beside it (with a warning) if `path` is missing or damaged.
+
+        Raises:
+            UserError: neither file is whole.
+        """
+        target = Path(path)
+        record = target.with_name(DIGESTS)
+        known = record.read_text().split() if record.is_file() else []
+        for candidate in (target, target.with_name(PREVIOUS)):
+            if candidate.is_file() and _digest(candidate) in known:
+                if candidate != target:
+                    warnings.warn(f"{target} is missing or damaged; continuing from {candidate}", stacklevel=2)
+                loaded: dict[str, Any] = torch.load(candidate, map_location=map_location or "cpu", weights_only=True)
+                return loaded
+        raise UserError(
+            f"{target}: neither it nor {PREVIOUS} has one of the {len(known)} digests in {DIGESTS}; the run cannot be "
+            "resumed, start it anew with --overwrite true"
+        )
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Deletes a file if it exists."""
+        Path(path).unlink(missing_ok=True)

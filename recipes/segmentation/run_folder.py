@@ -1,0 +1,96 @@
+"""Checks of a training's settings and of its run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
+from ssmvision.recipes.segmentation.config import TrainConfig
+from ssmvision.recipes.segmentation.datalist import read_json
+from ssmvision.recipes.segmentation.history import HISTORY
+from ssmvision.recipes.segmentation.weights import CARD, WEIGHTS
+
+__all__ = ["CONFIG", "check_config", "prepare_folder"]
+
+CONFIG = "config.json"
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG)
+# Settings that may differ on resuming, since they change neither the weights' shapes nor the patches.
+FREE = {
+    *("out", "resume", "overwrite", "data.root", "data.cache", "data.num_workers", "trainer.max_epochs"),
+    *("trainer.max_minutes", "trainer.accelerator", "trainer.threads", "trainer.validate_every"),
+}
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        UserError: names the setting, its value and what is allowed.
+    """
+    t, a = config.trainer, config.augment
+    dims = len(config.patch_size)
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("patch_size", config.patch_size, dims in (2, 3) and min(config.patch_size, default=0) > 0, "2 or 3 sizes above 0"),
+        *((f"trainer.{n}", getattr(t, n), getattr(t, n) >= 1, "1 or more")
+          for n in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every")),
+        ("trainer.lr", t.lr, math.isfinite(t.lr) and t.lr > 0, "a number above 0"),
+        ("trainer.weight_decay", t.weight_decay, t.weight_decay >= 0, "0 or more"),
+        ("trainer.momentum", t.momentum, 0 <= t.momentum < 1, "a number in [0, 1)"),
+        ("trainer.gradient_clip", t.gradient_clip, t.gradient_clip >= 0, "0 or more"),
+        ("trainer.max_minutes", t.max_minutes, t.max_minutes is None or t.max_minutes > 0, "a number above 0, or null"),
+        ("augment.flip_axes", a.flip_axes, set(a.flip_axes or ()) <= set(range(dims)), f"axes among 0 to {dims - 1}"),
+        ("augment.probability", a.probability, 0 <= a.probability <= 1, "a number in [0, 1]"),
+        ("augment.foreground_fraction", a.foreground_fraction, 0 <= a.foreground_fraction <= 1, "a number in [0, 1]"),
+        ("augment.gamma", a.gamma, 0 < a.gamma[0] <= a.gamma[1], "two numbers above 0 in rising order"),
+        ("resume and overwrite", True, not (config.resume and config.overwrite), "one of them"),
+    ]
+    for name, value, fine, allowed in rules:
+        if not fine:
+            raise UserError(f"{name}: {value} is not possible; give {allowed}")
+
+
+def prepare_folder(config: TrainConfig) -> None:
+    """Makes the run folder ready: empty of an earlier run's files, or with a run to resume.
+
+    Raises:
+        UserError: it holds a run and neither `resume` nor `overwrite` is set, or nothing that can be resumed.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder as out")
+    if config.resume:
+        if not any((out / name).is_file() for name in (LAST, PREVIOUS)):
+            raise UserError(f"{out}: no {LAST} to resume from; start without --resume, or correct out")
+        _check_same_settings(config, out / CONFIG)
+        return
+    existing = [name for name in FILES if (out / name).exists()]
+    if existing and not config.overwrite:
+        raise UserError(f"{out}: holds a run already ({', '.join(existing)}); pass --resume true or --overwrite true, or another out")
+    for name in existing:
+        (out / name).unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return pairs
+
+
+def _check_same_settings(config: TrainConfig, path: Path) -> None:
+    old = _flat(read_json(path))
+    new = _flat(json.loads(json.dumps(asdict(config), default=str)))
+    changed = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{path}: the run was started with {name} {old.get(name)!r}, now it is {new.get(name)!r}"
+            f"{f' (and {len(changed) - 1} more: {changed[1:]})' if changed[1:] else ''}; resume with the same settings"
+        )

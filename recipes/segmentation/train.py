@@ -1,0 +1,259 @@
+"""Trains a segmentation network on a dataset folder and saves it as safetensors with its description."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from ssmvision.recipes.segmentation.architecture import build_network, plan_network
+from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
+from ssmvision.recipes.segmentation.config import TrainConfig
+from ssmvision.recipes.segmentation.datalist import Dataset, hold_out, read_dataset
+from ssmvision.recipes.segmentation.history import HISTORY, History
+from ssmvision.recipes.segmentation.module import SegmentationModule
+from ssmvision.recipes.segmentation.preprocessing import Preprocessing, fit_preprocessing
+from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.segmentation.transforms import (
+    CaseDataset,
+    EpochSampler,
+    PatchDataset,
+    ReadCase,
+    patch_transforms,
+    prepare_transforms,
+)
+from ssmvision.recipes.segmentation.weights import ModelCard, save_model
+from ssmvision.recipes.segmentation.writing import write_atomic
+
+__all__ = ["RunResult", "run"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training left behind.
+
+    Args:
+        out: run folder.
+        weights: model.safetensors.
+        history: metrics.csv, one line per epoch.
+        epochs, steps: done in all, earlier parts of a resumed run included.
+        seconds: of this call.
+        validation_dice: per class at the end; empty without validation cases.
+        parameters: of the network.
+    """
+
+    out: Path
+    weights: Path
+    history: Path
+    epochs: int
+    steps: int
+    seconds: float
+    validation_dice: dict[str, float]
+    parameters: int
+
+
+def run(config: TrainConfig) -> RunResult:
+    """Trains, or continues a training, and saves the model.
+
+    Raises:
+        UserError: settings or data are unusable, or training diverged; a diverged run keeps its last checkpoint.
+    """
+    started = time.monotonic()
+    check_config(config)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    dataset = hold_out(
+        read_dataset(config.data.root),
+        config.data.validation_cases,
+        config.data.validation_fraction,
+        config.trainer.seed,
+    )
+    preprocessing, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
+    architecture = plan_network(
+        config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels)
+    )
+    seed_everything(config.trainer.seed, workers=True, verbose=False)
+    module = SegmentationModule(build_network(architecture), config.trainer, dataset.labels, config.patch_size)
+    prepare_folder(config)
+    console = Console(stderr=True)
+    announce(console, config, dataset, module, architecture)
+    train_loader, validation_loader = loaders(config, dataset, preprocessing, spacing)
+    history = History(config.out, list(module.classes), None if console.is_terminal else console)
+    with quiet_lightning():
+        trainer = make_trainer(config, history, console.is_terminal, bool(dataset.validation))
+        fit(trainer, module, train_loader, validation_loader, config)
+    card = ModelCard(
+        architecture,
+        dataset.channels,
+        dataset.labels,
+        tuple(config.patch_size),
+        preprocessing,
+        describe(config, dataset, module, trainer),
+    )
+    weights = save_model(config.out, module.network, card)
+    console.print(f"saved {weights}", markup=False, highlight=False, soft_wrap=True)
+    return RunResult(
+        out=config.out,
+        weights=weights,
+        history=config.out / HISTORY,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=time.monotonic() - started,
+        validation_dice=dict(module.validation),
+        parameters=count_parameters(module),
+    )
+
+
+def count_parameters(module: SegmentationModule) -> int:
+    """Trainable numbers of the network."""
+    return sum(p.numel() for p in module.network.parameters() if p.requires_grad)
+
+
+def announce(
+    console: Console, config: TrainConfig, dataset: Dataset, module: SegmentationModule, architecture: dict[str, Any]
+) -> None:
+    """Prints what is about to run."""
+    arguments, t = architecture["arguments"], config.trainer
+    lines = (
+        f"data      {dataset.path}: {len(dataset.training)} training and {len(dataset.validation)} validation case(s), "
+        f"channels {', '.join(dataset.channels)}, classes {', '.join(module.classes)}",
+        f"network   {architecture['name']} {arguments['spatial_dims']}D, mixer {arguments['mixer']}, features "
+        f"{arguments['features_per_stage']}, {count_parameters(module):,} parameters",
+        f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} patches of "
+        f"{'x'.join(str(n) for n in config.patch_size)}, {t.optimizer} lr {t.lr:g}, {t.precision}, seed {t.seed}",
+        f"run       {config.out}",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def loaders(
+    config: TrainConfig, dataset: Dataset, preprocessing: Preprocessing, spacing: Sequence[float]
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+    """Training patches, and whole validation volumes if there are any."""
+    classes = len(dataset.labels)
+    read = ReadCase(preprocessing, dataset.channels, list(dataset.labels.values()))
+    prepared = CaseDataset(dataset.training, prepare_transforms(read, config.patch_size, classes), config.data.cache)
+    if len(config.patch_size) == 2:
+        from ssmvision.recipes.segmentation.slices import SlicePatch  # the only user of albumentations
+
+        augment: Any = SlicePatch(config.augment, config.patch_size)
+    else:
+        augment = patch_transforms(config.augment, config.patch_size, classes, spacing)
+    t = config.trainer
+    train: DataLoader[Any] = DataLoader(
+        PatchDataset(prepared, augment, t.seed),
+        batch_size=t.batch_size,
+        sampler=EpochSampler(t.steps_per_epoch * t.batch_size),
+        num_workers=config.data.num_workers,
+        persistent_workers=config.data.num_workers > 0,
+    )
+    if not dataset.validation:
+        return train, None
+    whole = CaseDataset(dataset.validation, read, config.data.cache)
+    return train, DataLoader(whole, batch_size=1, collate_fn=single_case)
+
+
+def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of one whole volume as plain tensors."""
+    (case,) = batch
+    return {"image": case["image"].as_tensor()[None].float(), "label": case["label"].as_tensor()[None], "case": case["case"]}
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keeps Lightning's notices (hardware list, product tips) out of the run's own output; warnings stay."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Expected here: few loader workers are the caller's choice, the folder is ours, and the third is internal.
+            for message in ("does not have many workers", "Checkpoint directory", "isinstance.treespec, LeafSpec"):
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def make_trainer(config: TrainConfig, history: History, terminal: bool, validate: bool) -> Trainer:
+    """Lightning's trainer with our checkpoints, history, time budget and, on a terminal, a progress bar."""
+    t = config.trainer
+    checkpoint = ModelCheckpoint(
+        config.out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [history, checkpoint]
+    if t.max_minutes is not None:
+        callbacks.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
+    if terminal:
+        callbacks.append(RichProgressBar())
+    return Trainer(
+        default_root_dir=config.out,
+        accelerator=t.accelerator,
+        devices=1,
+        precision=t.precision,
+        max_epochs=t.max_epochs,
+        deterministic="warn" if t.deterministic else False,
+        check_val_every_n_epoch=min(t.validate_every, t.max_epochs),
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
+        use_distributed_sampler=False,
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+    )
+
+
+def fit(
+    trainer: Trainer,
+    module: SegmentationModule,
+    train: DataLoader[Any],
+    validation: DataLoader[Any] | None,
+    config: TrainConfig,
+) -> None:
+    """Runs the epochs, and a validation if the last epoch had none."""
+    text = json.dumps(asdict(config), indent=2, default=str) + "\n"
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomic(config.out / CONFIG, write)
+    checkpoint = str(config.out / LAST) if config.resume else None
+    trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    every = min(config.trainer.validate_every, config.trainer.max_epochs)
+    if validation is not None and (trainer.current_epoch % every or not module.validation):
+        trainer.validate(module, validation, verbose=False)
+
+
+def describe(config: TrainConfig, dataset: Dataset, module: SegmentationModule, trainer: Trainer) -> dict[str, Any]:
+    """The training entry of the model card; no paths, which may name people or places."""
+    dice = {k: None if math.isnan(v) else round(v, 6) for k, v in module.validation.items()}
+    return {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "training_cases": len(dataset.training),
+        "validation_cases": len(dataset.validation),
+        "validation_dice": dice,
+        "settings": json.loads(json.dumps({"trainer": asdict(config.trainer), "augment": asdict(config.augment)})),
+    }
+
+
