@@ -79,7 +79,9 @@ def _template_file(kind: str) -> Path:
     name = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
     if not path.is_file():
-        raise UserError(f"{path}: not in the installed nilearn; install a version that has it: pip install nilearn==0.14.1")
+        raise UserError(
+            f"{path}: not in the installed nilearn; install a version that has it: pip install nilearn==0.14.1"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256[kind]:
         raise UserError(
@@ -107,7 +109,9 @@ def load_anatomy(voxel_mm: int = 2) -> Anatomy:
         UserError: nilearn is missing, or a file's SHA-256 differs from the one this demo was made with.
     """
     images = {kind: nib.load(_template_file(kind)) for kind in SHA256}
-    t1, grey, white = (_block_mean(np.asarray(images[k].dataobj, dtype=np.float32), voxel_mm) for k in ("t1", "gm", "wm"))
+    t1, grey, white = (
+        _block_mean(np.asarray(images[k].dataobj, dtype=np.float32), voxel_mm) for k in ("t1", "gm", "wm")
+    )
     labels = np.argmax(np.stack([255.0 - grey - white, grey, white]), axis=0).astype(np.uint8)
     to_block = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     to_block[:3, 3] = (voxel_mm - 1) / 2

@@ -102,7 +102,9 @@ def _cut(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
     return picture[:, ::-1] if plane.mirror else picture
 
 
-def _draw(axes: Axes, image: NDArray[Any], plane: Plane, index: int, overlay: Overlay, size_mm: Sequence[float]) -> None:
+def _draw(
+    axes: Axes, image: NDArray[Any], plane: Plane, index: int, overlay: Overlay, size_mm: Sequence[float]
+) -> None:
     half_width, half_height = size_mm[plane.across] / 2, size_mm[plane.up] / 2
     style: dict[str, Any] = {
         "extent": (-half_width, half_width, -half_height, half_height),  # mm, so that every plane has one scale

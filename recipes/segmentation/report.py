@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
-import os
-import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+import ssmvision
 from ssmvision.recipes.segmentation.writing import check_free, write_atomic
 
 __all__ = [
@@ -24,13 +19,9 @@ __all__ = [
     "Report",
     "Row",
     "Table",
-    "environment_facts",
     "render_report",
-    "settings_facts",
     "write_report",
 ]
-
-PACKAGES = ("ssmvision", "torch", "monai", "lightning", "timm", "numpy", "nibabel")
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"{self.title}: {len(self.columns)} columns, but a row has {len(row.cells)}: {row.cells}")
+                raise ValueError(
+                    f"{self.title}: {len(self.columns)} columns, but a row has {len(row.cells)}: {row.cells}"
+                )
 
 
 @dataclass(frozen=True)
@@ -120,63 +113,12 @@ class Report:
     facts: tuple[Facts, ...] = ()
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():  # platform.processor() is empty on most Linux systems
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def environment_facts() -> Facts:
-    """Hardware, operating system and package versions of this process."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    items = [
-        ("Processor", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads used"),
-        ("GPU", ", ".join(gpus) or "none"),
-        ("System", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
-        ("Versions", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)),
-    ]
-    return Facts("Environment", tuple(items))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    items: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            items += _flatten(value, f"{prefix}{name}.")
-        else:
-            items.append((f"{prefix}{name}", str(value)))
-    return items
-
-
-def settings_facts(config: Any, title: str = "Settings") -> Facts:
-    """Every field of a (nested) configuration dataclass under its dotted name, folded.
-
-    Raises:
-        TypeError: `config` is not a dataclass instance.
-    """
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise TypeError(f"config must be a dataclass instance, got {type(config).__name__}")
-    return Facts(title, tuple(_flatten(dataclasses.asdict(config))), folded=True)
-
-
 def render_report(report: Report) -> str:
     """The report as HTML text: styles and pictures inside, no reference to anything outside."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
     source = files("ssmvision.recipes.segmentation").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(report=report, version=_version("ssmvision"))
+    return environment.from_string(source).render(report=report, version=ssmvision.__version__)
 
 
 def write_report(path: str | Path, report: Report, overwrite: bool = False) -> Path:
