@@ -290,7 +290,7 @@ class UMambaEnc(_UMamba):
             n_conv_per_stage,
             n_conv_per_stage_decoder,
         )
-        sizes = [input_size] * spatial_dims if isinstance(input_size, int) else input_size
+        sizes = [input_size] * spatial_dims if isinstance(input_size, int) else [int(n) for n in input_size]
         self.input_size = shape.check_size(sizes, "input_size")
         layers = _encoder_layers(shape, self.input_size, resolve_mixer(mixer))
         if any(isinstance(layer, MambaLayer) and layer.channel_token for layer in layers):

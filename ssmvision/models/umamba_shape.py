@@ -111,7 +111,7 @@ class UNetShape:
     @property
     def divisor(self) -> Size:
         """What an input size must be divisible by, per axis: the product of the strides."""
-        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+        return tuple(math.prod([stride[axis] for stride in self.strides]) for axis in range(self.spatial_dims))
 
     def check_size(self, size: Sequence[int], what: str) -> Size:
         """`size` as a tuple, if the network can halve and double it without remainder.
@@ -119,11 +119,11 @@ class UNetShape:
         Raises:
             ValueError: wrong number of axes, not divisible, or a bottleneck of one voxel (instance norm needs two).
         """
-        size, divisor = tuple(int(n) for n in size), self.divisor
+        size, divisor = tuple(size), self.divisor
         if len(size) != self.spatial_dims:
             raise ValueError(f"{what} needs {self.spatial_dims} spatial axes, got {size}")
         if any(n < d or n % d for n, d in zip(size, divisor, strict=True)):
-            fit = tuple(max(1, math.ceil(n / d)) * d for n, d in zip(size, divisor, strict=True))
+            fit = tuple(max(1, -(-n // d)) * d for n, d in zip(size, divisor, strict=True))
             raise ValueError(f"{what} {size} must be divisible by the strides' product {divisor}; pad it to {fit}")
         if size == divisor:
             raise ValueError(f"{what} {size} leaves one voxel at the bottleneck, which instance norm cannot normalise")
