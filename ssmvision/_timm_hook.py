@@ -77,7 +77,10 @@ class _Loader(Loader):
         self.inner.exec_module(module)
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
-        import_module(_MODELS)
+        # Another thread may be importing our models and waiting for timm, which this thread holds: they will be
+        # registered without us, and waiting for them in turn would be a deadlock.
+        if _MODELS not in sys.modules:
+            import_module(_MODELS)
 
     def __getattr__(self, name: str) -> object:
         # A spec that was only asked for (find_spec) still offers get_filename, get_source, is_package and the like.

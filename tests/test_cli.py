@@ -13,7 +13,7 @@ from ssmvision.cli import commands, dispatch, main
 from ssmvision.cli.commands import COMMANDS, Command
 from ssmvision.errors import UserError
 
-SEEN: list[object] = []
+seen: list[object] = []
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Outer:
 
 
 def run(config: Outer) -> None:
-    SEEN.append(config)
+    seen.append(config)
 
 
 def fail(config: Outer) -> None:
@@ -69,7 +69,7 @@ def fail(config: Outer) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    SEEN.clear()
+    seen.clear()
     here = f"{__name__}:Outer"
     own = (
         Command("try", "options", here, f"{__name__}:run"),
@@ -121,21 +121,21 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path: Path, flag: list[st
     first.write_text("root: from_file\ninner: {lr: 1e-3, sizes: [3, 4]}\nnames: {liver: 1, 'a.b': 2}\n")
     second.write_text("mode: b\ninner.lr: 2\n")
     assert main(["try", "--config", str(first), f"--config={second}", "--inner.sizes", "[5]", *flag]) == 0
-    assert SEEN == [Outer(Path("from_file"), Inner(2.0, (5,)), {"liver": 1, "a.b": 2}, "b", True)]
+    assert seen == [Outer(Path("from_file"), Inner(2.0, (5,)), {"liver": 1, "a.b": 2}, "b", True)]
 
 
 def test_required_settings_as_positionals() -> None:
     assert main(["place", "here", "--mode", "b"]) == 0
-    assert SEEN == [Outer(Path("here"), mode="b")]
+    assert seen == [Outer(Path("here"), mode="b")]
 
 
 def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["try", "--root", "x", "--inner.lr", "3", "--print_config"]) == 0
-    assert SEEN == []
+    assert seen == []
     saved = tmp_path / "saved.yaml"
     saved.write_text(capsys.readouterr().out)
     assert main(["try", "--config", str(saved)]) == 0
-    assert SEEN == [Outer(Path("x"), Inner(3.0))]
+    assert seen == [Outer(Path("x"), Inner(3.0))]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_bad_file_is_named_with_the_key_and_the_fix(
     path.write_text(text)
     message = error_of(capsys, "try", "--config", str(path))
     assert all(word in message for word in [str(path), *expected])
-    assert SEEN == []
+    assert seen == []
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_doctor_tells_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["versions"]["torch"]
-    assert {"name": "cpu", "usable": True} == {key: report["devices"][0][key] for key in ("name", "usable")}
+    assert {key: report["devices"][0][key] for key in ("name", "usable")} == {"name": "cpu", "usable": True}
     scan = next(row for row in report["backends"] if row["op"] == "selective_scan" and row["device"] == "cpu")
     assert scan["picked"] not in (None, "reference")
     assert "preferred" in scan["refused"]["reference"]
