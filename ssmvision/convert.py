@@ -93,7 +93,8 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path)) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: holds a {type(loaded).__name__}; expected a state dict or a training checkpoint")
     return dict(loaded)

@@ -59,4 +59,4 @@ def resample_pos_embed(
     image = patches.to(dtype).unflatten(1, old_grid).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
     patches = image.flatten(2).transpose(1, 2).to(pos_embed.dtype)
-    return insert_class_tokens(patches, tokens.split(1, dim=1), new_rows)
+    return insert_class_tokens(patches, tuple(t.unsqueeze(1) for t in tokens.unbind(1)), new_rows)
