@@ -3,6 +3,7 @@
 # timm as a whole before any part of it: two threads that import different parts first can deadlock inside timm.
 import timm  # noqa: F401
 
+from ssmvision.models.umamba import UMambaBot, UMambaEnc
 from ssmvision.models.vim import VisionMamba
 
-__all__ = ["VisionMamba"]
+__all__ = ["UMambaBot", "UMambaEnc", "VisionMamba"]

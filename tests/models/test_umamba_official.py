@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssmvision import convert_state_dict
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 from tests.parity_cases import umamba
 from tests.parity_cases.common import filled_state, load_json
@@ -43,6 +45,15 @@ COUNTS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[float, ...], list
         [None, 64, None, 256, None, 256, None, 16],
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small lose more to waiting threads than they gain, above all on a shared machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +120,14 @@ def test_differing_duplicates_are_refused(alias: str) -> None:
     official[alias] = official[alias] + 1
     with pytest.raises(ValueError, match=alias):
         model.convert_official_state_dict(official)
+
+
+def test_whole_training_checkpoint_loads_strictly() -> None:
+    case = CASES["enc2d"]
+    model, official = umamba.build(case["config"]), filled_state(case)
+    checkpoint = {"network_weights": {f"_orig_mod.{key}": value for key, value in official.items()}, "current_epoch": 3}
+    model.load_state_dict(convert_state_dict(model, checkpoint))
+    assert torch.equal(model.get_parameter("encoder.stem.0.conv1.weight"), official["encoder.stem.0.conv1.weight"])
 
 
 def test_checkpoint_without_duplicates_is_accepted() -> None:
