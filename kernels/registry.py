@@ -73,27 +73,39 @@ def ops() -> tuple[str, ...]:
     return tuple(_OPS)
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What the call or, failing that, the environment asks for."""
+
+    text: str
+    forced: tuple[str, ...]
+    forbidden: tuple[str, ...]
+
+
+def _wish(op: str, backend: str) -> _Wish:
+    source, asked = ("backend", backend) if backend != "auto" else (ENV_VAR, os.environ.get(ENV_VAR, ""))
+    words = [w.strip() for w in asked.split(",") if w.strip() not in ("", "auto")]
+    known = [b.name for b in _OPS[op].backends]
+    for word in words:
+        if word.removeprefix("-") not in known:
+            raise ValueError(f"{source}={asked}: {op} has no backend {word!r}; choose from {', '.join(known)}")
+    forced = tuple(w for w in words if not w.startswith("-"))
+    return _Wish(f"{source}={asked}", forced, tuple(w[1:] for w in words if w.startswith("-")))
+
+
 def explain(op: str, request: Request, backend: str = "auto") -> dict[str, str | None]:
     """For each backend of `op`, best first: None where it may run the request, else why not.
 
     Raises:
         ValueError: `backend` or SSMVISION_BACKEND names a backend that `op` does not have.
     """
-    source = "backend=" if backend != "auto" else ENV_VAR
-    asked = _asked(backend)
-    known = [b.name for b in _OPS[op].backends]
-    words = [w.strip() for w in asked.split(",") if w.strip()]
-    unknown = [w for w in words if w.removeprefix("-") not in known]
-    if unknown:
-        raise ValueError(f"{source}{asked!r}: {op} has no backend {unknown[0]!r}; choose from {', '.join(known)}")
-    forced = [w for w in words if not w.startswith("-")]
-    forbidden = [w[1:] for w in words if w.startswith("-")]
+    wish = _wish(op, backend)
     reasons: dict[str, str | None] = {}
     for b in _OPS[op].backends:
-        if forced and b.name not in forced:
-            reasons[b.name] = f"{source}{asked} asks for another"
-        elif b.name in forbidden:
-            reasons[b.name] = f"forbidden by {source}{asked}"
+        if wish.forced and b.name not in wish.forced:
+            reasons[b.name] = f"{wish.text} asks for another"
+        elif b.name in wish.forbidden:
+            reasons[b.name] = f"forbidden by {wish.text}"
         else:
             reasons[b.name] = b.can_run(request)
     return reasons
@@ -109,20 +121,15 @@ def choose(op: str, request: Request, backend: str = "auto") -> Backend:
     reasons = explain(op, request, backend)
     for b in _OPS[op].backends:
         if reasons[b.name] is None:
-            if b.slow and not _asked(backend):
+            if b.slow and b.name not in _wish(op, backend).forced:
                 _tell(op, b, request, reasons)
             return b
     lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise Refused(f"no backend of {op} can run {request.dtype} on {request.device} ({lines})")
 
 
-def _asked(backend: str) -> str:
-    """What the call or, failing that, the environment asks for; "" for no wish."""
-    asked = backend if backend != "auto" else os.environ.get(ENV_VAR, "")
-    return "" if asked == "auto" else asked
-
-
 def _tell(op: str, backend: Backend, request: Request, reasons: dict[str, str | None]) -> None:
+    """One visible line, once a device."""
     told = _OPS[op].told
     if (backend.name, request.device) in told:
         return

@@ -98,7 +98,7 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; the last states (B, K, E, N); and the chunks'
-        entry states (chunks, B, K, N, E), empty unless `save_states`. States are in the compute dtype.
+        entry states and the last (chunks + 1, B, K, N, E), empty unless `save_states`. States are in the compute dtype.
     """
     dtype, plan = compute_dtype(args.x, args.delta), _plan(args)
     A = args.A.to(dtype).transpose(1, 2).contiguous()
@@ -107,7 +107,7 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape = (batch, routes, length, channels) if args.merge == "none" else (batch, length, channels)
     y_grid = torch.zeros(shape, dtype=dtype, device=A.device)
     last = torch.zeros(batch, routes, n_state, channels, dtype=dtype, device=A.device)
-    saved = torch.empty(plan.chunks if save_states else 0, *last.shape, dtype=dtype, device=A.device)
+    saved = torch.zeros(plan.chunks + 1 if save_states else 0, *last.shape, dtype=dtype, device=A.device)
     for tiles in plan.tiles(batch) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)
         state = last[rows]
@@ -119,6 +119,8 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
             y = _contract(steps.C, h)
             plan.scatter_add(y if args.D is None else y.addcmul_(args.D.to(dtype), steps.u), y_grid, tile)
         last[rows] = state
+        if save_states:
+            saved[-1, rows] = state
     if args.merge == "mean":
         y_grid /= routes
     if args.z is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CHUNK", "ChunkedConfig", "chunked_config", "n_chunks"]
+__all__ = ["CHUNK", "ChunkedConfig", "chunked_config", "n_chunks", "n_saved"]
 
 # A training forward saves the state at the entry of every chunk; a backward recomputes everything else. At 64 tokens
 # the saved states of N = 16 take a quarter of one fp32 activation.
@@ -12,8 +12,16 @@ CHUNK = 64
 
 
 def n_chunks(positions: int) -> int:
-    """Number of chunks, and of saved entry states, for a grid of this many positions (symbolic sizes work too)."""
+    """Number of chunks for a grid of this many positions (symbolic sizes work too)."""
     return (positions + CHUNK - 1) // CHUNK
+
+
+def n_saved(positions: int) -> int:
+    """Saved states: one at the entry of every chunk and the last one.
+
+    Never 1, which a compiler would treat as a special size and compile short sequences a second time for.
+    """
+    return n_chunks(positions) + 1
 
 
 @dataclass(frozen=True)
@@ -21,18 +29,20 @@ class ChunkedConfig:
     """How many state elements (rows x N x E) the PyTorch backend advances in one operator call.
 
     Attributes:
-        min_elements: with fewer, several chunks are scanned side by side and their carries fixed up afterwards,
-            because the cost of a call would outweigh its arithmetic.
+        serial_elements: from here on a call's arithmetic outweighs its overhead, so chunks follow each other.
+        parallel_elements: below that, chunks are scanned side by side until a call reaches this many, and their
+            carries are fixed up afterwards.
         max_elements: with more, the batch is walked in groups, so that a tile stays in the cache (CPU) or in a
             bounded part of the memory (GPU).
     """
 
-    min_elements: int
+    serial_elements: int
+    parallel_elements: int
     max_elements: int
 
 
 def chunked_config(device_type: str) -> ChunkedConfig:
     """Settings by device; the CPU's were measured on 2 cores of an AVX-512 server processor."""
     if device_type == "cpu":
-        return ChunkedConfig(min_elements=4096, max_elements=16384)
-    return ChunkedConfig(min_elements=1 << 20, max_elements=1 << 22)
+        return ChunkedConfig(serial_elements=4096, parallel_elements=65536, max_elements=16384)
+    return ChunkedConfig(serial_elements=1 << 20, parallel_elements=1 << 20, max_elements=1 << 22)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssmvision.kernels import registry
 from ssmvision.kernels.selective_scan import chunked, reference
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
-from ssmvision.kernels.selective_scan.config import n_chunks
+from ssmvision.kernels.selective_scan.config import n_saved
 
 __all__ = ["OP", "scan"]
 
@@ -105,12 +105,12 @@ def _(
     positions = 1
     for size in delta.shape[2:-1]:
         positions = positions * size
-    chunks = n_chunks(positions) if save_states else 0
+    saved = n_saved(positions) if save_states else 0
     dtype = compute_dtype(x, delta)
     return (
         x.new_empty(_out_shape(x, delta, merge)),
         x.new_empty((batch, n_routes, channels, n_state), dtype=dtype),
-        x.new_empty((chunks, batch, n_routes, n_state, channels), dtype=dtype),
+        x.new_empty((saved, batch, n_routes, n_state, channels), dtype=dtype),
     )
 
 

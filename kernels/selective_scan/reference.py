@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmvision.kernels.routes import route_index
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
-from ssmvision.kernels.selective_scan.config import n_chunks
+from ssmvision.kernels.selective_scan.config import n_saved
 
 __all__ = ["backward", "forward", "scan_loop", "scan_loop_adjoint", "selective_scan_complex", "selective_scan_nd_reference"]
 
@@ -74,12 +74,12 @@ def selective_scan_nd_reference(args: ScanArgs) -> tuple[Tensor, Tensor]:
 
 
 def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition as a backend; entry states are left zero, its backward does not need them."""
+    """The definition as a backend; saved states are left zero, its backward does not need them."""
     with torch.no_grad():
         out, last = selective_scan_nd_reference(args)
     batch, routes, length = args.delta.shape[:3]
-    chunks = n_chunks(length) if save_states else 0
-    return out.clone(), last, last.new_zeros(chunks, batch, routes, *args.A.shape[:0:-1])
+    saved = n_saved(length) if save_states else 0
+    return out.clone(), last, last.new_zeros(saved, batch, routes, *args.A.shape[:0:-1])
 
 
 def scan_loop_adjoint(

@@ -114,6 +114,8 @@ def make_plan(routes: tuple[str, ...], grid: Grid, batch: int, state_elements: i
     config = chunked_config(device.type)
     row = max(len(routes) * state_elements, 1)
     batch_group = min(max(config.max_elements // row, 1), max(batch, 1))
-    chunk_group = max(min(config.min_elements // (row * batch_group), chunks), 1)
+    elements = row * batch_group
+    side_by_side = 1 if elements >= config.serial_elements else config.parallel_elements // elements
+    chunk_group = max(min(side_by_side, chunks), 1)
     ragged = any(length != chunks * steps for length in lengths)
     return Plan(index.to(device), lengths, steps, chunks, chunk_group, batch_group, ragged)
