@@ -1,1 +1,1 @@
-"""Operators: tensors in, tensors out. One folder per op, one file per backend; nothing of ours is imported from above."""
+"""Operators: tensors in, tensors out. A folder per op, a file per backend; nothing of ours above is imported."""

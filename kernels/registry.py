@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Backend", "Refused", "Request", "choose", "explain", "ops", "register"]
+__all__ = ["Backend", "NoBackendError", "Request", "choose", "explain", "ops", "register"]
 
 ENV_VAR = "SSMVISION_BACKEND"
 logger = logging.getLogger("ssmvision")
@@ -48,7 +48,7 @@ class Backend:
     slow: bool = False
 
 
-class Refused(RuntimeError):
+class NoBackendError(RuntimeError):
     """No backend may run the call; the message gives every backend's reason."""
 
 
@@ -115,7 +115,7 @@ def choose(op: str, request: Request, backend: str = "auto") -> Backend:
     """The best backend of `op` that may run the request.
 
     Raises:
-        Refused: none may, with each one's reason.
+        NoBackendError: none may, with each one's reason.
         ValueError: see `explain`.
     """
     reasons = explain(op, request, backend)
@@ -125,7 +125,7 @@ def choose(op: str, request: Request, backend: str = "auto") -> Backend:
                 _tell(op, b, request, reasons)
             return b
     lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise Refused(f"no backend of {op} can run {request.dtype} on {request.device} ({lines})")
+    raise NoBackendError(f"no backend of {op} can run {request.dtype} on {request.device} ({lines})")
 
 
 def _tell(op: str, backend: Backend, request: Request, reasons: dict[str, str | None]) -> None:

@@ -16,8 +16,8 @@ Grads = tuple[Tensor | None, ...]
 class ScanArgs(NamedTuple):
     """The op's inputs with the grid flattened to L positions.
 
-    Shapes: x (B, L, E) shared or (B, K, L, E); delta (B, K, L, E); A (K, E, N); B, C (B, K, L, N); D, delta_bias (K, E);
-    z (B, L, E) or, with merge "none", (B, K, L, E).
+    Shapes: x (B, L, E) shared or (B, K, L, E); delta (B, K, L, E); A (K, E, N); B, C (B, K, L, N);
+    D, delta_bias (K, E); z (B, L, E) or, with merge "none", (B, K, L, E).
     """
 
     x: Tensor

@@ -1,6 +1,6 @@
 """Chunked PyTorch backend: runs on any device, needs no compiler, and never materialises (B, L, E, N).
 
-Time is walked in chunks of at most 64 steps. Inside a tile the decays exp(delta A) and inputs delta B u of all steps are
+Time is walked in chunks of at most 64 steps. In a tile the decays exp(delta A) and inputs delta B u of all steps are
 made by one broadcast each, and the recurrence is one fused multiply-add a step on the whole state. Where the state is
 small, several chunks are scanned side by side from zero and their entry states, propagated by the chunks' total decay
 exp(A sum delta), are added afterwards (Blelloch's two-level scan); no decay is ever divided by, so nothing overflows.
@@ -49,7 +49,7 @@ def _load(args: ScanArgs, plan: Plan, tile: Tile, dtype: torch.dtype) -> _Steps:
 
 
 def _decay_and_input(steps: _Steps, A: Tensor) -> tuple[Tensor, Tensor]:
-    """a = exp(delta A) and b = delta B u, both (T, G, b, K, N, E); A is (K, N, E)."""
+    """A = exp(delta A) and b = delta B u, both (T, G, b, K, N, E); A is (K, N, E)."""
     a = torch.mul(steps.dt.unsqueeze(-2), A).exp_()
     b = torch.mul((steps.dt * steps.u).unsqueeze(-2), steps.B.unsqueeze(-1))
     return a, b
@@ -252,4 +252,5 @@ def _gate_gradient(args: ScanArgs, dout: Tensor, y: Tensor) -> Tensor:
         y = y / len(args.routes)
     z = args.z.to(dout.dtype)
     gate = torch.sigmoid(z)
-    return dout * y * gate * (1 + z * (1 - gate))
+    dz: Tensor = dout * y * gate * (1 + z * (1 - gate))
+    return dz

@@ -35,8 +35,8 @@ def selective_scan_nd(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan of a 1D, 2D or 3D channels-last map along K routes, merged back on the map.
 
-    Along each route, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t and y_t = C_t . h_t + D x_t, from h = 0 (Gu and Dao,
-    arXiv 2312.00752, eq. 2). Computed in float32 (float64 where x or delta is) whatever the dtype or autocast.
+    Along each route, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t and y_t = C_t . h_t + D x_t, from h = 0
+    (Gu and Dao, arXiv 2312.00752, eq. 2). Computed in float32 (float64 where x or delta is) whatever the dtype or autocast.
 
     Args:
         x: (B, *grid, E), the same for every route, or (B, K, *grid, E).
@@ -202,4 +202,5 @@ def _per_group(name: str, t: Tensor, groups: int, batch: int, length: int) -> Te
     if t.dim() not in (3, 4):
         raise ValueError(f"{name} must be (D, N), (B, N, L) or (B, G, N, L), got {tuple(t.shape)}")
     grouped = t.unsqueeze(1) if t.dim() == 3 else t
-    return grouped.repeat_interleave(groups // grouped.shape[1], 1).transpose(2, 3)
+    per_group: Tensor = grouped.repeat_interleave(groups // grouped.shape[1], 1).transpose(2, 3)
+    return per_group

@@ -138,7 +138,9 @@ def scan_backward(
     with torch.autocast(x.device.type, enabled=False):
         grads = _backend(x, backend).backward(args, saved, flat_dout, dlast)
     inputs = (x, delta, A, B, C, D, z, delta_bias)
-    shaped = (x.new_empty(0) if t is None else g.reshape(t.shape).contiguous() for g, t in zip(grads, inputs, strict=True))
+    shaped = (
+        x.new_empty(0) if t is None else g.reshape(t.shape).contiguous() for g, t in zip(grads, inputs, strict=True)
+    )
     return tuple(shaped)  # type: ignore[return-value]
 
 
@@ -161,7 +163,8 @@ def _(
     dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (x, delta, A, B, C, D, z, delta_bias)
-    return tuple(x.new_empty(t.shape if t is not None else 0, dtype=(x if t is None else t).dtype) for t in inputs)  # type: ignore[return-value]
+    empty = (x.new_empty(0) if t is None else x.new_empty(t.shape, dtype=t.dtype) for t in inputs)
+    return tuple(empty)  # type: ignore[return-value]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -14,7 +14,14 @@ from ssmvision.kernels.routes import route_index
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.config import n_saved
 
-__all__ = ["backward", "forward", "scan_loop", "scan_loop_adjoint", "selective_scan_complex", "selective_scan_nd_reference"]
+__all__ = [
+    "backward",
+    "forward",
+    "scan_loop",
+    "scan_loop_adjoint",
+    "selective_scan_complex",
+    "selective_scan_nd_reference",
+]
 
 
 def scan_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

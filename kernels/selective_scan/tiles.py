@@ -84,7 +84,8 @@ class Plan:
         step = torch.arange(tile.chunks * self.steps, device=like.device) + tile.chunk * self.steps
         lengths = torch.tensor(self.lengths, device=like.device)
         real = (step.unsqueeze(1) < lengths).unflatten(0, (tile.chunks, self.steps)).transpose(0, 1)
-        return real[:, :, None, :, None].to(like.dtype)
+        mask: Tensor = real[:, :, None, :, None].to(like.dtype)
+        return mask
 
     def _positions(self, route: int, tile: Tile) -> Tensor:
         first = tile.chunk * self.steps

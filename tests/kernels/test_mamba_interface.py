@@ -67,7 +67,11 @@ def test_inner_function_is_the_composition() -> None:
     channels, rank, n, dim, length = 6, 2, 3, 5, 9
     xz = torch.randn(2, 2 * channels, length)
     taps, taps_bias = torch.randn(channels, 1, 3), torch.randn(channels)
-    x_proj, dt_proj, out_proj = torch.randn(rank + 2 * n, channels), torch.randn(channels, rank), torch.randn(dim, channels)
+    x_proj, dt_proj, out_proj = (
+        torch.randn(rank + 2 * n, channels),
+        torch.randn(channels, rank),
+        torch.randn(dim, channels),
+    )
     A, D, bias = -torch.rand(channels, n), torch.randn(channels), torch.rand(channels)
     got = mamba_inner_fn(xz, taps, taps_bias, x_proj, dt_proj, out_proj, None, A, D=D, delta_bias=bias)
     x, z = xz.chunk(2, 1)
