@@ -20,8 +20,13 @@ CASES = {case["config"]["name"]: case for case in load_json(GOLDEN / "manifest.j
 NETWORKS = [name for name, case in CASES.items() if case["config"]["net"] != "MambaLayer"]
 
 CT_STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)]
-CT = {"spatial_dims": 3, "out_channels": 14, "strides": CT_STRIDES, "kernel_sizes": [(1, 3, 3), *[(3, 3, 3)] * 5]}
-C3 = [32, 64, 128, 256, 320, 210]
+CT: dict[str, Any] = {
+    "spatial_dims": 3,
+    "out_channels": 14,
+    "strides": CT_STRIDES,
+    "kernel_sizes": [(1, 3, 3), *[(3, 3, 3)] * 5],
+}
+C3: list[int | None] = [32, 64, 128, 256, 320, 210]
 # settings, patch, millions of parameters in Bot, its layer, Enc, its layers, and the width of Enc's layers per stage
 COUNTS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[float, ...], list[int | None]]] = {
     "ct": (CT, (40, 224, 192), (41.95, 0.68, 42.84, 1.57), C3),
@@ -90,7 +95,7 @@ def test_published_sizes(name: str) -> None:
 def test_forced_block_counts() -> None:
     settings: dict[str, Any] = {"n_conv_per_stage": [2] * 6, "n_conv_per_stage_decoder": [2] * 5}
     with torch.device("meta"):
-        model = UMambaBot(3, 1, 2, **settings)
+        model: Any = UMambaBot(3, 1, 2, **settings)
     assert [len(stage) for stage in model.encoder.stages] == [2, 2, 2, 1, 1, 1]
     assert [len(stage) for stage in model.decoder.stages] == [2, 2, 2, 1, 1]
     assert len(model.encoder.stem) == 2

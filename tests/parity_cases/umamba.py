@@ -17,7 +17,7 @@ from tests.parity_cases.common import Comparison, compare, filled_state, load_js
 
 __all__ = ["build", "matches", "run"]
 
-NETWORKS = {"UMambaBot": UMambaBot, "UMambaEnc": UMambaEnc}
+NETWORKS: dict[str, type[UMambaBot] | type[UMambaEnc]] = {"UMambaBot": UMambaBot, "UMambaEnc": UMambaEnc}
 NETS = {*NETWORKS, "MambaLayer"}
 NOT_ARGUMENTS = {"name", "net", "dim", "input_shape", "input_seed"}
 # A float64 run leaves 1e-10 where the true gradient is zero; other gradients of these cases are above 1.
@@ -43,7 +43,7 @@ def run(folder: Path) -> Iterator[Comparison]:
         yield from _run_case(case, arrays)
 
 
-def build(config: dict[str, Any]) -> nn.Module:
+def build(config: dict[str, Any]) -> UMambaBot | UMambaEnc | MambaLayer:
     """Our module for a case, through the official arguments."""
     if config["net"] == "MambaLayer":
         return MambaLayer(config["dim"], config["channel_token"])
@@ -64,7 +64,7 @@ def _run_case(case: Case, arrays: Arrays) -> Iterator[Comparison]:
     for dtype, bound in ((torch.float32, tolerance["outputs_rel_to_max"]), (torch.float64, tolerance["float64_run"])):
         state = filled_state(case, dtype)
         if not isinstance(model, MambaLayer):
-            state = model.convert_official_state_dict(state)  # type: ignore[operator]
+            state = model.convert_official_state_dict(state)
         model.to(dtype).load_state_dict(state)
         x = seeded_input(case["config"]["input_seed"], case["config"]["input_shape"], dtype)
         x.requires_grad_(dtype == torch.float64)
@@ -86,15 +86,15 @@ def _relative(case: str, array: str, got: Any, expected: Any, bound: float) -> C
     return compare(case, array, got, expected, bound * float(np.abs(np.asarray(expected, np.float64)).max()))
 
 
-def _structure(name: str, model: nn.Module, case: Case) -> Iterator[Comparison]:
+def _structure(name: str, model: UMambaBot | UMambaEnc | MambaLayer, case: Case) -> Iterator[Comparison]:
     count = sum(p.numel() for p in model.parameters())
     yield Comparison(name, f"parameters {count} of {case['parameters']}", abs(count - case["parameters"]), 0)
-    ours = model.state_dict() if isinstance(model, MambaLayer) else model.official_state_dict()  # type: ignore[operator]
+    ours = model.state_dict() if isinstance(model, MambaLayer) else model.official_state_dict()
     expected = {t["key"]: list(t["shape"]) for t in case["tensors"]}
     wrong = [k for k in ours.keys() | expected.keys() if k not in ours or expected.get(k) != list(ours[k].shape)]
     yield Comparison(name, f"state dict {sorted(wrong)[:3]}", len(wrong), 0)
     for layer in case.get("mamba_layers", ()):
-        module = model.encoder.mamba_layers[layer["stage"]]  # type: ignore[union-attr, index]
+        module: Any = model.get_submodule(f"encoder.mamba_layers.{layer['stage']}")
         got = (
             {"identity": True}
             if isinstance(module, nn.Identity)
