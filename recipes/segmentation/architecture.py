@@ -70,17 +70,23 @@ def plan_network(
     kernels = config.kernel_sizes or (*planned.kernel_sizes[: len(strides) - 1], (3,) * dims)
     if len(kernels) < len(strides):
         kernels = (*kernels, *[(3,) * dims] * (len(strides) - len(kernels)))
-    features = config.features_per_stage or tuple(min(32 * 2**i, 512 if dims == 2 else 320) for i in range(len(strides)))
+    features = config.features_per_stage or tuple(
+        min(32 * 2**i, 512 if dims == 2 else 320) for i in range(len(strides))
+    )
     lengths = {"features_per_stage": len(features), "strides": len(strides), "kernel_sizes": len(kernels)}
     if len(set(lengths.values())) != 1:
         raise UserError(f"model: stages differ, {lengths} entries; give each the same number of entries, one per stage")
     for name, table in (("strides", strides), ("kernel_sizes", kernels)):
         if any(len(row) != dims for row in table):
-            raise UserError(f"model.{name}: {table} does not fit patch_size {tuple(patch_size)}; give {dims} numbers per stage")
+            raise UserError(
+                f"model.{name}: {table} does not fit patch_size {tuple(patch_size)}; give {dims} numbers per stage"
+            )
     divisor = [math.prod(row[d] for row in strides) for d in range(dims)]
     if any(n % d for n, d in zip(patch_size, divisor, strict=True)):
         upward = [math.ceil(n / d) * d for n, d in zip(patch_size, divisor, strict=True)]
-        raise UserError(f"patch_size: {list(patch_size)} does not divide by the strides' product {divisor}; use {upward}")
+        raise UserError(
+            f"patch_size: {list(patch_size)} does not divide by the strides' product {divisor}; use {upward}"
+        )
     arguments: dict[str, Any] = {
         "spatial_dims": dims,
         "in_channels": channels,

@@ -50,11 +50,15 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give an nnU-Net raw folder with a dataset.json, or a datalist JSON") from None
+        raise UserError(
+            f"{path}: no such file; give an nnU-Net raw folder with a dataset.json, or a datalist JSON"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); correct the file") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a JSON {type(content).__name__}; it must be an object with 'labels' and channels")
+        raise UserError(
+            f"{path}: holds a JSON {type(content).__name__}; it must be an object with 'labels' and channels"
+        )
     return content
 
 
@@ -72,7 +76,9 @@ def read_dataset(root: Path | str) -> Dataset:
     content = read_json(path)
     channels, labels = _channels(path, content), _labels(path, content)
     if isinstance(content.get("training"), list) and "file_ending" not in content:
-        dataset = Dataset(path, channels, labels, *(_listed(path, content, key) for key in ("training", "validation", "test")))
+        dataset = Dataset(
+            path, channels, labels, *(_listed(path, content, key) for key in ("training", "validation", "test"))
+        )
     else:
         dataset = _nnunet(path, content, channels, labels)
     _check(dataset, content)
@@ -97,31 +103,33 @@ def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
         if sorted(found) != sorted(expected):
             raise UserError(f"{path}: channel_names has the keys {sorted(found)}; number them {expected}")
         return tuple(str(found[key]) for key in expected)
-    raise UserError(f"{path}: channel_names is {found!r}; give for example {{\"0\": \"MRI\"}}")
+    raise UserError(f'{path}: channel_names is {found!r}; give for example {{"0": "MRI"}}')
 
 
 def _labels(path: Path, content: dict[str, Any]) -> dict[str, int]:
     found = content.get("labels")
     if not isinstance(found, dict) or len(found) < 2:
-        raise UserError(f"{path}: labels is {found!r}; give for example {{\"background\": 0, \"liver\": 1}}")
+        raise UserError(f'{path}: labels is {found!r}; give for example {{"background": 0, "liver": 1}}')
     if all(key.isdigit() and isinstance(value, str) for key, value in found.items()):
         if len(set(found.values())) < len(found):
             raise UserError(f"{path}: labels {found} names a class twice; give every id its own name")
         found = {name: int(key) for key, name in found.items()}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(
-                f"{path}: label {name!r} is {value!r}; every label must be one integer id (region lists are not supported)"
-            )
+            raise UserError(f"{path}: label {name!r} is {value!r}; give one integer id per label (no region lists)")
     if sorted(found.values()) != list(range(len(found))):
-        raise UserError(f"{path}: label ids are {sorted(found.values())}; number them 0 (background) to {len(found) - 1}")
+        raise UserError(
+            f"{path}: label ids are {sorted(found.values())}; number them 0 (background) to {len(found) - 1}"
+        )
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def _listed(path: Path, content: dict[str, Any], key: str) -> tuple[Case, ...]:
     entries = content.get(key, [])
     if not isinstance(entries, list):
-        raise UserError(f"{path}: '{key}' is a {type(entries).__name__}; give a list of {{\"image\": ..., \"label\": ...}}")
+        raise UserError(
+            f'{path}: \'{key}\' is a {type(entries).__name__}; give a list of {{"image": ..., "label": ...}}'
+        )
     return tuple(_entry(path, key, i, entry) for i, entry in enumerate(entries))
 
 
@@ -143,10 +151,14 @@ def _entry(path: Path, key: str, index: int, entry: Any) -> Case:
 def _nnunet(path: Path, content: dict[str, Any], channels: tuple[str, ...], labels: dict[str, int]) -> Dataset:
     ending = content.get("file_ending", ".nii.gz")
     if ending not in ENDINGS:
-        raise UserError(f"{path}: file_ending is {ending!r}; convert the images to NIfTI and set one of {', '.join(ENDINGS)}")
+        raise UserError(
+            f"{path}: file_ending is {ending!r}; convert the images to NIfTI and set one of {', '.join(ENDINGS)}"
+        )
     training = _folder_cases(path.parent / "imagesTr", ending, len(channels), path.parent / "labelsTr")
     test = path.parent / "imagesTs"
-    return Dataset(path, channels, labels, training, (), _folder_cases(test, ending, len(channels)) if test.is_dir() else ())
+    return Dataset(
+        path, channels, labels, training, (), _folder_cases(test, ending, len(channels)) if test.is_dir() else ()
+    )
 
 
 def _folder_cases(folder: Path, ending: str, channels: int, labels: Path | None = None) -> tuple[Case, ...]:
@@ -180,7 +192,9 @@ def _check(dataset: Dataset, content: dict[str, Any]) -> None:
         raise UserError(f"{dataset.path}: 0 training cases found; put images in imagesTr or list them under 'training'")
     repeated = [i for i, n in Counter(c.id for c in (*dataset.training, *dataset.validation)).items() if n > 1]
     if repeated:
-        raise UserError(f"{dataset.path}: case id(s) {repeated} occur more than once; give every case its own file name")
+        raise UserError(
+            f"{dataset.path}: case id(s) {repeated} occur more than once; give every case its own file name"
+        )
     for case in (*dataset.training, *dataset.validation):
         if case.label is None:
             raise UserError(f"{dataset.path}: case {case.id!r} has label None; add its label file")
@@ -204,8 +218,11 @@ def hold_out(dataset: Dataset, cases: tuple[str, ...], fraction: float, seed: in
     """The same dataset with validation cases moved out of training.
 
     Args:
+        dataset: as read.
         cases: ids to hold out; empty: `fraction` of the training cases (rounded, at least one when above 0), drawn by
             `seed`, unless the dataset lists validation cases itself.
+        fraction: see `cases`.
+        seed: see `cases`.
 
     Raises:
         UserError: an id is unknown, the fraction is not in [0, 1), or no training case would be left.

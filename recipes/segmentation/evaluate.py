@@ -58,7 +58,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes None."""
         per_class = {
-            name: {m: _plain(self.mean(m, name)) for m in METRICS} | {"cases": self.counts(name)} for name in self.labels
+            name: {m: _plain(self.mean(m, name)) for m in METRICS} | {"cases": self.counts(name)}
+            for name in self.labels
         }
         return {
             "labels": self.labels,
@@ -125,7 +126,9 @@ def find_pairs(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
         raise UserError(f"{reference}: 0 NIfTI files found; give the folder with the reference label maps")
     missing = sorted(set(references) - set(predictions))
     if missing:
-        raise UserError(f"{prediction}: {len(missing)} reference case(s) have no prediction: {missing}; predict them too")
+        raise UserError(
+            f"{prediction}: {len(missing)} reference case(s) have no prediction: {missing}; predict them too"
+        )
     return [(predictions[name], references[name]) for name in references]
 
 
@@ -156,7 +159,7 @@ def evaluate_pairs(
         labels = {f"label_{i}": i for i in sorted(found)}
     classes = {name: i for name, i in labels.items() if i != 0}
     if not classes:
-        raise UserError(f"labels: {labels} names no class but background; give for example {{\"liver\": 1}}")
+        raise UserError(f'labels: {labels} names no class but background; give for example {{"liver": 1}}')
     scores: list[Score] = []
     for prediction_path, reference_path in pairs:
         ids = [0, *classes.values()] if complete else None
@@ -189,7 +192,9 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     for s in evaluation.scores:
         volumes = (f"{s.volume_prediction_ml:.2f}", f"{s.volume_reference_ml:.2f}")
         state = "" if s.state == "ok" else s.state.replace("_", " ")
-        table.add_row(s.case, s.label, _number(s.dice, ".4f"), _number(s.nsd, ".4f"), _number(s.hd95_mm, ".2f"), *volumes, state)
+        table.add_row(
+            s.case, s.label, _number(s.dice, ".4f"), _number(s.nsd, ".4f"), _number(s.hd95_mm, ".2f"), *volumes, state
+        )
     table.add_section()
     for label in (*evaluation.labels, None):
         means = [_number(evaluation.mean(m, label), f) for m, f in zip(METRICS, (".4f", ".4f", ".2f"), strict=True)]

@@ -37,24 +37,30 @@ class History(Callback):
         self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the rows of the epochs before."""
         self.rows = [dict(row) for row in state_dict["rows"]]
         self._before = self.rows[-1]["seconds"] if self.rows else 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
         self._started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last epoch's losses."""
         self._losses, self._validated = [], False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Keeps the step's loss."""
         self._losses.append(float(outputs["loss"]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks the epoch as validated; after an early stop, completes its row."""
         self._validated = True
-        if not trainer.state.fn == "fit" and self.rows:  # the extra validation after an early stop
+        if trainer.state.fn != "fit" and self.rows:  # the extra validation after an early stop
             self._add_validation(self.rows[-1], pl_module)
             self._write()
 
@@ -65,6 +71,7 @@ class History(Callback):
         row |= {f"val_dice_{name}": value for name, value in module.validation.items()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds, writes and prints the epoch's row."""
         seconds = self._before + time.monotonic() - self._started
         row = {
             "epoch": float(trainer.current_epoch + 1),

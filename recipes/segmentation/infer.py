@@ -20,7 +20,7 @@ __all__ = ["Predictor", "load_model", "pick_device", "sliding_logits"]
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU if there is one, else the CPU."""
+    """The named device; "auto" is the first GPU if there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,7 +110,9 @@ class Predictor:
         data = torch.as_tensor(np.asarray(image, dtype=np.float32))
         data = data[None] if data.ndim == 3 else data
         if data.ndim != 4 or len(data) != len(self.channels):
-            raise ValueError(f"image has shape {tuple(data.shape)}, expected ({len(self.channels)}, X, Y, Z): {self.channels}")
+            raise ValueError(
+                f"image has shape {tuple(data.shape)}, expected ({len(self.channels)}, X, Y, Z): {self.channels}"
+            )
         if not bool(torch.isfinite(data).all()):
             raise ValueError("image has voxels that are not finite; replace them first")
         how = self.card.preprocessing
@@ -126,7 +128,9 @@ class Predictor:
         output = self.network(window)
         return cast(Tensor, output[0] if isinstance(output, list | tuple) else output)
 
-    def probabilities(self, image: NDArray[Any] | Tensor, affine: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def probabilities(
+        self, image: NDArray[Any] | Tensor, affine: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float32]:
         """Softmax of `logits`: (K, X, Y, Z) float32."""
         return self.logits(image, affine).softmax(0).numpy()
 

@@ -8,6 +8,7 @@ Empty masks, chosen so that a miss never improves a score:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,8 +58,12 @@ def score_mask(
     """Scores one boolean mask (X, Y, Z) against another.
 
     Args:
+        prediction: the mask to judge.
+        reference: the mask that counts as right.
         spacing_mm: voxel edges per axis.
         tolerance_mm: distance up to which surfaces agree in NSD.
+        case: copied to the result.
+        label: copied to the result.
 
     Raises:
         ValueError: shapes differ or are not three-dimensional.
@@ -87,8 +92,11 @@ def _surface_scores(
     box = tuple(slice(a, b + 1) for a, b in zip(occupied.min(0), occupied.max(0), strict=True))
     p, r = (torch.from_numpy(np.pad(mask[box], 1))[None, None].float() for mask in (prediction, reference))
     common: Any = {"include_background": True, "spacing": [float(s) for s in spacing_mm]}
-    nsd = compute_surface_dice(p, r, class_thresholds=[tolerance_mm], **common)
-    hd95 = compute_hausdorff_distance(p, r, percentile=95, **common)
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns about an argument that it passes to itself.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*")
+        nsd = compute_surface_dice(p, r, class_thresholds=[tolerance_mm], **common)
+        hd95 = compute_hausdorff_distance(p, r, percentile=95, **common)
     return float(nsd), float(hd95)
 
 

@@ -76,6 +76,7 @@ class SegmentationModule(LightningModule):
         return cast(Tensor, deep(outputs, label.float()))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Loss of a batch of patches; stops the run if it is not finite."""
         loss = self.loss(self.network(batch["image"]), batch["label"])
         if not bool(torch.isfinite(loss)):
             self._stop(f"loss is {float(loss)}", first_nonfinite_module(self.network, batch["image"]))
@@ -84,8 +85,8 @@ class SegmentationModule(LightningModule):
 
     def _stop(self, what: str, where: str) -> None:
         raise UserError(
-            f"training stopped at epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; first non-finite: "
-            f"{where}. Lower trainer.lr (now {self.config.lr:g}) or use trainer.precision=32-true; "
+            f"training stopped at epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; "
+            f"first non-finite: {where}. Lower trainer.lr (now {self.config.lr:g}) or use trainer.precision=32-true; "
             "last.ckpt holds the last good epoch"
         )
 
@@ -96,12 +97,16 @@ class SegmentationModule(LightningModule):
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
         if not bool(torch.isfinite(norm)):
             name = first_nonfinite_parameter(self.network, gradients=True)
-            self._stop(f"gradient norm is {float(norm)}", f"gradient of {name}" if name else "the norm of all gradients")
+            self._stop(
+                f"gradient norm is {float(norm)}", f"gradient of {name}" if name else "the norm of all gradients"
+            )
 
     def on_validation_epoch_start(self) -> None:
+        """Forgets the cases of the last validation."""
         self._cases = []
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        """Dice per class of one whole volume, by sliding windows; NaN where nobody marks the class."""
         logits = sliding_logits(self._finest, batch["image"], self.patch_size)
         prediction, label = logits.argmax(1), batch["label"][:, 0]
         dice = []
@@ -116,12 +121,14 @@ class SegmentationModule(LightningModule):
         return cast(Tensor, output[0] if isinstance(output, list | tuple) else output).float()
 
     def on_validation_epoch_end(self) -> None:
+        """Means per class over the cases that count."""
         scores = torch.tensor(self._cases, dtype=torch.float64).nanmean(0).tolist()
         self.validation = dict(zip(self.classes, scores, strict=True))
         counted = [s for s in scores if not math.isnan(s)]
         self.log("val_dice", sum(counted) / len(counted) if counted else math.nan, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
+        """SGD or AdamW with the polynomial schedule, stepped per batch."""
         c = self.config
         groups = parameter_groups(self.network, c.weight_decay)
         optimizer: Optimizer = (

@@ -61,7 +61,9 @@ def run(config: PredictConfig) -> list[Path]:
         written.append(job.output)
         console.print(f"[{i}/{len(jobs)}] {job.output}", markup=False, highlight=False, soft_wrap=True)
     if failed:
-        raise UserError(f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: " + "; ".join(failed))
+        raise UserError(
+            f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: " + "; ".join(failed)
+        )
     return written
 
 
@@ -105,7 +107,7 @@ def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:
     for name, images in groups.items():
         if len(images) not in (1, channels):
             raise UserError(
-                f"{images[0].parent}: case {name!r} has {len(images)} file(s), the model expects {channels} channel(s); "
+                f"{images[0].parent}: case {name!r} has {len(images)} file(s), the model expects {channels}; "
                 f"name them {name}_0000.nii.gz to {name}_{channels - 1:04d}.nii.gz"
             )
         jobs.append(Job(tuple(images), output if named_file else output / f"{name}.nii.gz"))

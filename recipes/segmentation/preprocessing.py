@@ -1,4 +1,4 @@
-"""Brings a volume to the grid and intensity scale that the network sees, and its logits back (one code for all uses)."""
+"""Brings a volume to the grid and intensity scale that the network sees, and its logits back."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Preprocessing:
 
     def restore(self, logits: Tensor, image: MetaTensor) -> Tensor:
         """Logits (K, ...) on the grid of `image` brought to the stored grid: resampled linearly, turned exactly."""
-        result = MetaTensor(logits.float(), affine=image.affine)
+        plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
+        result = MetaTensor(plain.float(), affine=image.affine)
         result.applied_operations = copy.deepcopy(image.applied_operations)
         for transform in reversed(grid_transforms(self.orientation, self.spacing_mm, "bilinear")):
             result = transform.inverse(result)
@@ -167,8 +168,10 @@ def _fit_scale(
     values = np.concatenate([f[channel] for f in foreground]).astype(np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
     if low == high:
-        raise UserError(f"{dataset.path}: channel {dataset.channels[channel]!r} is constant ({low}) in the labelled voxels; "
-                        "check the images or set data.normalization to zscore")
+        raise UserError(
+            f"{dataset.path}: channel {dataset.channels[channel]!r} is constant ({low}) in the labelled voxels; "
+            "check the images or set data.normalization to zscore"
+        )
     return ChannelScale("ct", float(low), float(high), float(values.mean()), max(float(values.std()), 1e-8))
 
 
@@ -177,5 +180,7 @@ def _target_spacing(config: DataConfig, median: tuple[float, ...], spatial_dims:
         return None
     target = median[:spatial_dims] if config.spacing_mm == "median" else cast("tuple[float, ...]", config.spacing_mm)
     if len(target) != spatial_dims or not all(edge > 0 and np.isfinite(edge) for edge in target):
-        raise UserError(f"data.spacing_mm: {target} does not fit; give {spatial_dims} sizes above 0 in mm, 'median' or null")
+        raise UserError(
+            f"data.spacing_mm: {target} does not fit; give {spatial_dims} sizes above 0 in mm, 'median' or null"
+        )
     return (*target, *([-1.0] * (3 - spatial_dims)))

@@ -35,9 +35,16 @@ def check_config(config: TrainConfig) -> None:
     t, a = config.trainer, config.augment
     dims = len(config.patch_size)
     rules: list[tuple[str, Any, bool, str]] = [
-        ("patch_size", config.patch_size, dims in (2, 3) and min(config.patch_size, default=0) > 0, "2 or 3 sizes above 0"),
-        *((f"trainer.{n}", getattr(t, n), getattr(t, n) >= 1, "1 or more")
-          for n in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every")),
+        (
+            "patch_size",
+            config.patch_size,
+            dims in (2, 3) and min(config.patch_size, default=0) > 0,
+            "2 or 3 sizes above 0",
+        ),
+        *(
+            (f"trainer.{n}", getattr(t, n), getattr(t, n) >= 1, "1 or more")
+            for n in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every")
+        ),
         ("trainer.lr", t.lr, math.isfinite(t.lr) and t.lr > 0, "a number above 0"),
         ("trainer.weight_decay", t.weight_decay, t.weight_decay >= 0, "0 or more"),
         ("trainer.momentum", t.momentum, 0 <= t.momentum < 1, "a number in [0, 1)"),
@@ -70,7 +77,9 @@ def prepare_folder(config: TrainConfig) -> None:
         return
     existing = [name for name in FILES if (out / name).exists()]
     if existing and not config.overwrite:
-        raise UserError(f"{out}: holds a run already ({', '.join(existing)}); pass --resume true or --overwrite true, or another out")
+        raise UserError(
+            f"{out}: holds a run ({', '.join(existing)}); pass --resume true or --overwrite true, or another out"
+        )
     for name in existing:
         (out / name).unlink()
     out.mkdir(parents=True, exist_ok=True)

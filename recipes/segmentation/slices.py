@@ -37,9 +37,13 @@ class SlicePatch(Randomizable):
         self.intensity = Compose(intensity_transforms(config))
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
+        """One patch; see the class for shapes."""
         shape = data["image"].shape[1:]
         row, column, z = self._inside(data[INDICES], shape)
-        corner = [self._corner(at, size, patch) for at, size, patch in zip((row, column), shape, self.patch_size, strict=False)]
+        corner = [
+            self._corner(at, size, patch)
+            for at, size, patch in zip((row, column), shape, self.patch_size, strict=False)
+        ]
         window = tuple(slice(a, a + n) for a, n in zip(corner, self.patch_size, strict=True))
         image, label = (np.asarray(data[key][(slice(None), *window, z)]) for key in ("image", "label"))
         seed = int(self.R.randint(2**31))

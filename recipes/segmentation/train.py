@@ -83,9 +83,7 @@ def run(config: TrainConfig) -> RunResult:
         config.trainer.seed,
     )
     preprocessing, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
-    architecture = plan_network(
-        config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels)
-    )
+    architecture = plan_network(config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels))
     seed_everything(config.trainer.seed, workers=True, verbose=False)
     module = SegmentationModule(build_network(architecture), config.trainer, dataset.labels, config.patch_size)
     prepare_folder(config)
@@ -171,7 +169,11 @@ def loaders(
 def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch of one whole volume as plain tensors."""
     (case,) = batch
-    return {"image": case["image"].as_tensor()[None].float(), "label": case["label"].as_tensor()[None], "case": case["case"]}
+    return {
+        "image": case["image"].as_tensor()[None].float(),
+        "label": case["label"].as_tensor()[None],
+        "case": case["case"],
+    }
 
 
 @contextmanager
@@ -255,5 +257,3 @@ def describe(config: TrainConfig, dataset: Dataset, module: SegmentationModule, 
         "validation_dice": dice,
         "settings": json.loads(json.dumps({"trainer": asdict(config.trainer), "augment": asdict(config.augment)})),
     }
-
-

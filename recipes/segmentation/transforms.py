@@ -54,6 +54,7 @@ class ReadCase(Transform):
         self.preprocessing, self.channels, self.labels = preprocessing, tuple(channels), tuple(labels)
 
     def __call__(self, case: Case) -> dict[str, Any]:
+        """Reads one case; see the class."""
         volume = read_image(case.images, self.channels)
         labels, _ = read_label_map(cast(Any, case.label), self.labels, volume.grid)
         affine = volume.grid.affine
@@ -68,6 +69,7 @@ class PlainTensors(MapTransform):
     """Drops MONAI's metadata, which batches do not need: image float32, label int64."""
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
+        """Keeps image and label only."""
         image, label = (data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key] for key in KEYS)
         return {"image": image.float().contiguous(), "label": label.long().contiguous()}
 
@@ -104,6 +106,9 @@ def patch_transforms(
     background voxel.
 
     Args:
+        config: the augmentation.
+        patch_size: three sizes in voxels.
+        classes: number of labels, background included.
         spacing_mm: voxel size; rotation is about the axis with the largest one.
     """
     share = config.foreground_fraction
@@ -174,5 +179,3 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.epoch * self.size, (self.epoch + 1) * self.size))
-
-

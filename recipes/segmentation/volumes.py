@@ -92,7 +92,9 @@ def _check_header(path: Path, image: Any) -> None:
         )
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(f"{path}: the affine is {affine.tolist()}, no usable voxel size or direction; repair the header")
+        raise UserError(
+            f"{path}: the affine is {affine.tolist()}, no usable voxel size or direction; repair the header"
+        )
 
 
 def _check_stream(path: Path) -> None:
@@ -110,7 +112,9 @@ def _load(path: Path) -> tuple[NDArray[Any], Grid]:
         data = np.asanyarray(image.dataobj)
         _check_stream(path)
     except (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: truncated or corrupt voxel data ({_first_line(error)}); fetch or export it again") from None
+        raise UserError(
+            f"{path}: truncated or corrupt voxel data ({_first_line(error)}); fetch or export it again"
+        ) from None
     stored_2d = data.ndim == 2
     data = data[..., None] if stored_2d else data
     factor = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
@@ -209,7 +213,9 @@ def read_label_map(
     off = np.abs(data - rounded) > 1e-4
     if off.any():
         values = np.unique(data[off])[:5].tolist()
-        raise UserError(f"{grid.path}: {int(off.sum())} voxel(s) are not whole numbers, such as {values}; resample by nearest neighbour")
+        raise UserError(
+            f"{grid.path}: {int(off.sum())} voxel(s) are not whole, such as {values}; resample by nearest neighbour"
+        )
     found, counts = np.unique(rounded.astype(np.int64), return_counts=True)
     if ids is not None and not set(found.tolist()) <= set(ids):
         unknown = {int(i): int(n) for i, n in zip(found, counts, strict=True) if int(i) not in set(ids)}

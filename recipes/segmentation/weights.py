@@ -87,13 +87,14 @@ def open_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
     refuse_pickle(weights)
     card_path = weights.with_name(CARD)
     description = read_json(card_path)
-    tensors = load_weights(weights, description.get("sha256"))
     card = _card(card_path, description)
+    tensors = load_weights(weights, str(description.get("sha256")))
     network = build_network(card.architecture)
     expected, found = set(network.state_dict()), set(tensors)
     if expected != found:
+        name = card.architecture["name"]
         raise UserError(
-            f"{weights}: does not fit {card.architecture['name']} of {card_path}: missing {sorted(expected - found)[:3]}, "
+            f"{weights}: does not fit {name} of {card_path}: missing {sorted(expected - found)[:3]}, "
             f"unexpected {sorted(found - expected)[:3]}; use the model.json saved with these weights"
         )
     try:
@@ -105,7 +106,9 @@ def open_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
 
 def _card(path: Path, description: Mapping[str, Any]) -> ModelCard:
     if description.get("format") != FORMAT:
-        raise UserError(f"{path}: format is {description.get('format')!r}, this version reads {FORMAT}; save the model anew")
+        raise UserError(
+            f"{path}: format is {description.get('format')!r}, this version reads {FORMAT}; save the model anew"
+        )
     try:
         return ModelCard(
             architecture=dict(description["architecture"]),
@@ -116,7 +119,9 @@ def _card(path: Path, description: Mapping[str, Any]) -> ModelCard:
             training=dict(description.get("training", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: unusable entry ({type(error).__name__}: {error}); restore the file saved by training") from None
+        raise UserError(
+            f"{path}: unusable entry ({type(error).__name__}: {error}); restore the file saved by training"
+        ) from None
 
 
 def refuse_pickle(path: Path) -> None:
@@ -154,7 +159,9 @@ def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256:
-        raise UserError(f"{path}: sha256 is {digest}, model.json expects {sha256}; the file is damaged or another one, copy it again")
+        raise UserError(
+            f"{path}: sha256 is {digest}, model.json expects {sha256}; damaged or another file, copy it again"
+        )
     try:
         tensors = load(content)
     except SafetensorError as error:
