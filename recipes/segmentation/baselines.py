@@ -28,7 +28,9 @@ class OracleThresholds:
         return np.digitize(image, (self.low, self.high)).astype(np.uint8)
 
 
-def fit_oracle_thresholds(image: NDArray[np.float32], labels: NDArray[np.uint8], n_bins: int = 512) -> OracleThresholds:
+def fit_oracle_thresholds(
+    image: NDArray[np.float32], labels: NDArray[np.integer], n_bins: int = 512
+) -> OracleThresholds:
     """The best two thresholds there are for this very image, found with its own reference labels.
 
     An oracle: it sees the answer, so no thresholding that has to work on unseen data can do better. Every pair of

@@ -26,8 +26,9 @@ from ssmvision.recipes.segmentation.demo_config import DemoConfig
 from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, write_dataset
 from ssmvision.recipes.segmentation.demo_report import ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
 from ssmvision.recipes.segmentation.evaluate import Evaluation, evaluate_pairs
+from ssmvision.recipes.segmentation.report import write_bytes
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
-from ssmvision.recipes.segmentation.writing import write_atomic, write_label_map
+from ssmvision.recipes.segmentation.writing import write_label_map
 
 __all__ = ["DemoResult", "run"]
 
@@ -171,7 +172,6 @@ def _oracle(dataset: DemoDataset, out: Path) -> tuple[Path, OracleThresholds]:
     )
     thresholds = fit_oracle_thresholds(volume.data[0], reference)
     path = out / f"{dataset.test}.nii.gz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_label_map(path, thresholds(volume.data[0]), volume.grid)
     return path, thresholds
 
@@ -201,9 +201,4 @@ def _write_scores(path: Path, outcome: DemoOutcome) -> None:
         "finished": outcome.finished,
         "settings": {key: value for key, value in asdict(outcome.config).items() if key != "out"},
     }
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

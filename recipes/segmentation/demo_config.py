@@ -71,7 +71,7 @@ class DemoConfig:
         patch_size: training patch in voxels, (x, y, z).
         batch_size: patches a step.
         features: channels per stage of the network.
-        epochs, steps_per_epoch: length of the training. Fixed, so that the result does not depend on the machine's speed.
+        epochs, steps_per_epoch: length of the training; fixed, so that the result does not depend on the machine.
         max_minutes: stop a training after the epoch in which this time is spent; the report says so if that happened.
         lr: start of AdamW's polynomial learning-rate schedule.
         threads: CPU threads of torch; null: torch's own choice.

@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.demo_config import CorruptionConfig, SlabConfig
+from ssmvision.recipes.segmentation.volumes import read_image
 
 __all__ = ["LABELS", "Anatomy", "DemoDataset", "bias_field", "corrupt", "load_anatomy", "split_slabs", "write_dataset"]
 
@@ -108,14 +109,12 @@ def load_anatomy(voxel_mm: int = 2) -> Anatomy:
     Raises:
         UserError: nilearn is missing, or a file's SHA-256 differs from the one this demo was made with.
     """
-    images = {kind: nib.load(_template_file(kind)) for kind in SHA256}
-    t1, grey, white = (
-        _block_mean(np.asarray(images[k].dataobj, dtype=np.float32), voxel_mm) for k in ("t1", "gm", "wm")
-    )
+    files = {kind: read_image([_template_file(kind)]) for kind in SHA256}
+    t1, grey, white = (_block_mean(files[kind].data[0], voxel_mm) for kind in ("t1", "gm", "wm"))
     labels = np.argmax(np.stack([255.0 - grey - white, grey, white]), axis=0).astype(np.uint8)
     to_block = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     to_block[:3, 3] = (voxel_mm - 1) / 2
-    head = Anatomy(t1, labels, images["t1"].affine @ to_block)
+    head = Anatomy(t1, labels, files["t1"].grid.affine @ to_block)
 
     inside = np.argwhere(labels > 0)
     low = np.maximum(inside.min(axis=0) - 2, 0)
@@ -148,7 +147,7 @@ def split_slabs(head: Anatomy, slabs: SlabConfig) -> tuple[Anatomy, Anatomy]:
 
 
 def bias_field(shape: tuple[int, ...], voxel_mm: float, config: CorruptionConfig, rng: np.random.Generator) -> Volume:
-    """Smooth multiplicative field (X, Y, Z), exp of Gaussian-filtered white noise scaled to a peak of +-bias_strength."""
+    """Smooth multiplicative field (X, Y, Z): exp of Gaussian-filtered noise scaled to a peak of bias_strength."""
     sigma = config.bias_fwhm_mm / FWHM_PER_SIGMA / voxel_mm
     # Filtered on a wider grid, so that the field is as lively at the border as in the middle.
     pad = int(np.ceil(sigma))

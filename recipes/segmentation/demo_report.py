@@ -14,7 +14,7 @@ from ssmvision.recipes.segmentation.demo_config import DemoConfig
 from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset
 from ssmvision.recipes.segmentation.evaluate import Evaluation
 from ssmvision.recipes.segmentation.figures import Overlay, curves_png, overlay_png
-from ssmvision.recipes.segmentation.report import Facts, Highlight, Picture, Report, write_report
+from ssmvision.recipes.segmentation.report import Facts, Highlight, Picture, Report, write_bytes, write_report
 from ssmvision.recipes.segmentation.report_parts import (
     environment_facts,
     scores_table,
@@ -23,7 +23,6 @@ from ssmvision.recipes.segmentation.report_parts import (
 )
 from ssmvision.recipes.segmentation.train import RunResult
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
-from ssmvision.recipes.segmentation.writing import write_atomic
 
 __all__ = ["ORACLE", "TWIN", "UMAMBA", "DemoOutcome", "demo_command", "write_demo_report"]
 
@@ -98,10 +97,11 @@ def _summary(outcome: DemoOutcome) -> str:
     minutes = outcome.runs[UMAMBA].seconds / 60
     verdict = "better" if outcome.margin > 0 else "worse"
     return (
-        f"A 3D U-Mamba with {outcome.runs[UMAMBA].parameters:,} parameters was trained for {outcome.runs[UMAMBA].steps} "
-        f"steps ({minutes:.1f} minutes) to find {' and '.join(test.labels)} at {config.slabs.voxel_mm} mm under a bias "
-        f"field and noise. On the slab it had not seen, its mean Dice is {outcome.dice(UMAMBA):.3f}, "
-        f"{abs(outcome.margin):.3f} {verdict} than the best two intensity thresholds there are for that image."
+        f"A 3D U-Mamba with {outcome.runs[UMAMBA].parameters:,} parameters was trained for "
+        f"{outcome.runs[UMAMBA].steps} steps ({minutes:.1f} minutes) to find {' and '.join(test.labels)} at "
+        f"{config.slabs.voxel_mm} mm under a bias field and noise. On the slab it had not seen, its mean Dice is "
+        f"{outcome.dice(UMAMBA):.3f}, {abs(outcome.margin):.3f} {verdict} than the best two intensity thresholds there "
+        "are for that image."
     )
 
 
@@ -122,8 +122,8 @@ def _notices(outcome: DemoOutcome) -> tuple[str, ...]:
         steps = ", ".join(f"{method}: {result.steps}" for method, result in outcome.runs.items())
         planned = outcome.config.epochs * outcome.config.steps_per_epoch
         notices.append(
-            f"Training was stopped by the limit of {outcome.config.max_minutes:g} minutes ({steps} of {planned} steps); "
-            "the numbers depend on this machine's speed."
+            f"Training was stopped by the limit of {outcome.config.max_minutes:g} minutes ({steps} of {planned} "
+            "steps); the numbers depend on this machine's speed."
         )
     return tuple(notices)
 
@@ -149,8 +149,8 @@ def _figures(outcome: DemoOutcome) -> dict[str, Picture]:
         ),
         "curves": Picture(
             curves_png(curves),
-            "Training. Dice is measured on the front slab under artefacts of an unseen seed: the anatomy was trained on, "
-            "so it only shows that learning progresses.",
+            "Training. Dice is measured on the front slab under artefacts of an unseen seed: the anatomy was "
+            "trained on, so it only shows that learning progresses.",
             "Line charts of training loss and Dice against the step.",
         ),
     }
@@ -185,9 +185,7 @@ def write_demo_report(out: Path, outcome: DemoOutcome) -> Path:
     """Writes figures/*.png and report.html into `out` and returns the report's path."""
     figures = _figures(outcome)
     for name, picture in figures.items():
-        path, png = out / "figures" / f"{name}.png", picture.png
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda temporary, png=png: _write_bytes(temporary, png))
+        write_bytes(out / "figures" / f"{name}.png", picture.png)
     report = Report(
         title="Brain tissue under simulated artefacts: U-Mamba on an unseen slab",
         summary=_summary(outcome),
@@ -205,7 +203,3 @@ def write_demo_report(out: Path, outcome: DemoOutcome) -> Path:
         ),
     )
     return write_report(out / "report.html", report)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

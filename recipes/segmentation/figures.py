@@ -99,7 +99,7 @@ def _cut(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
     picture = np.take(volume, index, axis=plane.axis)
     # The kept axes are in rising order, which is (across, up) in every plane.
     picture = picture.T[::-1]
-    return picture[:, ::-1] if plane.mirror else picture
+    return np.asarray(picture[:, ::-1] if plane.mirror else picture)
 
 
 def _draw(
@@ -116,7 +116,7 @@ def _draw(
     if overlay.labels is not None:
         labels = _cut(overlay.labels, plane, index)
         colours, alpha = ListedColormap(PALETTE), 0.55
-        shown = np.ma.masked_equal(labels, 0)
+        shown: Any = np.ma.masked_equal(labels, 0)
         if overlay.errors_against is not None:
             wrong = labels != _cut(overlay.errors_against, plane, index)
             colours, alpha, shown = ListedColormap([ERROR_COLOUR]), 0.9, np.ma.masked_equal(wrong.astype(int), 0)

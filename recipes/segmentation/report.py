@@ -20,6 +20,7 @@ __all__ = [
     "Row",
     "Table",
     "render_report",
+    "write_bytes",
     "write_report",
 ]
 
@@ -121,6 +122,15 @@ def render_report(report: Report) -> str:
     return environment.from_string(source).render(report=report, version=ssmvision.__version__)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, completely or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)
+
+
 def write_report(path: str | Path, report: Report, overwrite: bool = False) -> Path:
     """Writes a report as one HTML file, completely or not at all.
 
@@ -133,5 +143,5 @@ def write_report(path: str | Path, report: Report, overwrite: bool = False) -> P
     path = Path(path)
     check_free(path, overwrite)
     html = render_report(report)
-    write_atomic(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    write_bytes(path, html.encode("utf-8"))
     return path

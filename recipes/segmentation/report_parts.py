@@ -84,7 +84,8 @@ def scores_table(evaluations: Mapping[str, Evaluation], main: str, title: str = 
     Args:
         evaluations: by name of the method, all of the same cases and classes.
         main: the method whose rows are emphasised.
-        title, caption: as in `Table`; the caption is preceded by what the columns are.
+        title: as in `Table`.
+        caption: as in `Table`; it is preceded by what the columns are.
 
     Raises:
         ValueError: the evaluations differ in their cases, classes or NSD tolerance.
