@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.segmentation.writing import write_atomic
+from ssmvision.recipes.segmentation.writing import write_atomic, write_bytes
 
 __all__ = ["LAST", "PREVIOUS", "SafeCheckpointIO"]
 
@@ -48,12 +48,7 @@ class SafeCheckpointIO(CheckpointIO):
     def _record(self, target: Path, digest: str) -> None:
         path = target.with_name(DIGESTS)
         known = path.read_text().split() if path.is_file() else []
-        text = "\n".join([*known[-2:], digest]) + "\n"
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text)
-
-        write_atomic(path, write)
+        write_bytes(path, "\n".join([*known[-2:], digest]) + "\n")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads `path`, or previous.ckpt beside it (with a warning) if `path` is missing or damaged.

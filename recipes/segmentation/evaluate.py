@@ -20,7 +20,7 @@ from ssmvision.recipes.segmentation.config import EvaluateConfig
 from ssmvision.recipes.segmentation.datalist import read_dataset_labels, strip_ending
 from ssmvision.recipes.segmentation.metrics import Score, score_masks
 from ssmvision.recipes.segmentation.volumes import read_label_map
-from ssmvision.recipes.segmentation.writing import check_free, write_atomic
+from ssmvision.recipes.segmentation.writing import check_free, write_bytes
 
 __all__ = ["Evaluation", "evaluate_pairs", "print_table", "run"]
 
@@ -95,17 +95,10 @@ def run(config: EvaluateConfig) -> Evaluation:
     evaluation = evaluate_pairs(pairs, config.labels or described, config.nsd_tolerance_mm, described is not None)
     print_table(evaluation)
     if config.output_json is not None:
-        _write_text(config.output_json, json.dumps(evaluation.to_json(), indent=2) + "\n")
+        write_bytes(config.output_json, json.dumps(evaluation.to_json(), indent=2) + "\n")
     if config.output_csv is not None:
-        _write_text(config.output_csv, to_csv(evaluation))
+        write_bytes(config.output_csv, to_csv(evaluation))
     return evaluation
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
 
 
 def find_pairs(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:

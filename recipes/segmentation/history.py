@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from ssmvision.recipes.segmentation.module import SegmentationModule
-from ssmvision.recipes.segmentation.writing import write_atomic
+from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["HISTORY", "History"]
 
@@ -105,8 +105,4 @@ class History(Callback):
         for row in self.rows:
             shown: dict[str, Any] = {k: "" if math.isnan(v) else v for k, v in row.items()}
             writer.writerow(shown | {"epoch": int(row["epoch"]), "step": int(row["step"])})
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
-
-        write_atomic(self.path, write)
+        write_bytes(self.path, text.getvalue())

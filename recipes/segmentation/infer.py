@@ -92,8 +92,10 @@ class Predictor:
             raise ValueError(f"mirror_axes is {tuple(mirror_axes)}, expected different axes among 0 to {dims - 1}")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.network, self.card = network.to(self.device).eval(), card
-        if hasattr(network, "deep_supervision"):
-            self.network.deep_supervision = False
+        # A network made by hand need not have the switch; ours then skip the heads that nobody reads.
+        switchable: Any = self.network
+        if hasattr(switchable, "deep_supervision"):
+            switchable.deep_supervision = False
         self.overlap, self.mirror_axes = overlap, tuple(mirror_axes)
         self.labels, self.channels = dict(card.labels), tuple(card.channels)
 

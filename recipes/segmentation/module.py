@@ -79,7 +79,7 @@ class SegmentationModule(LightningModule):
         """Loss of a batch of patches; stops the run if it is not finite."""
         loss = self.loss(self.network(batch["image"]), batch["label"])
         if not bool(torch.isfinite(loss)):
-            self._stop(f"loss is {float(loss)}", first_nonfinite_module(self.network, batch["image"]))
+            self._stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, batch["image"]))
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
@@ -98,7 +98,7 @@ class SegmentationModule(LightningModule):
         if not bool(torch.isfinite(norm)):
             name = first_nonfinite_parameter(self.network, gradients=True)
             self._stop(
-                f"gradient norm is {float(norm)}", f"gradient of {name}" if name else "the norm of all gradients"
+                f"gradient norm is {norm.item()}", f"gradient of {name}" if name else "the norm of all gradients"
             )
 
     def on_validation_epoch_start(self) -> None:

@@ -64,7 +64,9 @@ class Preprocessing:
     def image(self, data: NDArray[np.float32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
         """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32."""
         turned = self._regrid(data, affine, "bilinear")
-        parts = [scale_channel(part, scale) for part, scale in zip(turned.split(1), self.scales, strict=True)]
+        parts: list[Tensor] = [
+            scale_channel(part, scale) for part, scale in zip(turned.split(1), self.scales, strict=True)
+        ]
         return cast(MetaTensor, torch.cat(parts))
 
     def label(self, data: NDArray[np.int32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
@@ -178,7 +180,7 @@ def _fit_scale(
 def _target_spacing(config: DataConfig, median: tuple[float, ...], spatial_dims: int) -> tuple[float, ...] | None:
     if config.spacing_mm is None:
         return None
-    target = median[:spatial_dims] if config.spacing_mm == "median" else cast("tuple[float, ...]", config.spacing_mm)
+    target = median[:spatial_dims] if config.spacing_mm == "median" else config.spacing_mm
     if len(target) != spatial_dims or not all(edge > 0 and np.isfinite(edge) for edge in target):
         raise UserError(
             f"data.spacing_mm: {target} does not fit; give {spatial_dims} sizes above 0 in mm, 'median' or null"

@@ -37,7 +37,7 @@ from ssmvision.recipes.segmentation.transforms import (
     prepare_transforms,
 )
 from ssmvision.recipes.segmentation.weights import ModelCard, save_model
-from ssmvision.recipes.segmentation.writing import write_atomic
+from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["RunResult", "run"]
 
@@ -184,8 +184,8 @@ def quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Expected here: few loader workers are the caller's choice, the folder is ours, and the third is internal.
-            for message in ("does not have many workers", "Checkpoint directory", "isinstance.treespec, LeafSpec"):
+            # Expected here: few loader workers are the caller's choice, the folder is ours, the budget may be lifted on resuming.
+            for message in ("does not have many workers", "Checkpoint directory", "isinstance.treespec, LeafSpec", "callbacks: \\[.Timer"):
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
@@ -231,12 +231,7 @@ def fit(
     config: TrainConfig,
 ) -> None:
     """Runs the epochs, and a validation if the last epoch had none."""
-    text = json.dumps(asdict(config), indent=2, default=str) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomic(config.out / CONFIG, write)
+    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
     checkpoint = str(config.out / LAST) if config.resume else None
     trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:

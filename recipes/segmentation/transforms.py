@@ -118,7 +118,7 @@ def patch_transforms(
     )
     spatial: list[Transform] = []
     if config.rotate_degrees > 0:
-        angle = {f"range_{'xyz'[int(np.argmax(spacing_mm))]}": math.radians(config.rotate_degrees)}
+        angle: Any = {f"range_{'xyz'[int(np.argmax(spacing_mm))]}": math.radians(config.rotate_degrees)}
         spatial.append(RandRotated(KEYS, prob=config.probability, mode=("bilinear", "nearest"), **angle))
     axes = range(len(patch_size)) if config.flip_axes is None else config.flip_axes
     spatial += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in axes]

@@ -20,7 +20,7 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import build_network
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
-from ssmvision.recipes.segmentation.writing import write_atomic
+from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["CARD", "WEIGHTS", "ModelCard", "load_weights", "open_model", "save_model"]
 
@@ -67,9 +67,8 @@ def save_model(folder: Path, network: nn.Module, card: ModelCard) -> Path:
         "versions": versions(),
     }
     path = folder / WEIGHTS
-    write_atomic(path, lambda temporary: temporary.write_bytes(content) and None)
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomic(folder / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_bytes(path, content)
+    write_bytes(folder / CARD, json.dumps(description, indent=2) + "\n")
     return path
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.volumes import Grid
 
-__all__ = ["check_free", "write_atomic", "write_label_map"]
+__all__ = ["check_free", "write_atomic", "write_bytes", "write_label_map"]
 
 # Everything that places voxels in space; no other header field is carried over, since free text may name a patient.
 GEOMETRY = (
@@ -60,6 +60,16 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") ->
         raise UserError(f"{path}: could not be written ({error}); free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes | str) -> None:
+    """`write_atomic` for content that is at hand; text is written as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomic(path, write)
 
 
 def write_label_map(path: Path, labels: NDArray[np.integer], grid: Grid, overwrite: bool = False) -> None:

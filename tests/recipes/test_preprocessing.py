@@ -84,6 +84,6 @@ def test_bad_cases_are_found_before_training(tmp_path: Path) -> None:
     save(tmp_path / "labelsTr" / "case_1.nii.gz", ball(SHAPE)[1] * 5)
     with pytest.raises(UserError, match=r"labelsTr/case_1\.nii\.gz: label ids not in \[0, 1\]"):
         fit_preprocessing(DataConfig(tmp_path), read_dataset(tmp_path), 3)
+    save(tmp_path / "labelsTr" / "case_1.nii.gz", ball(SHAPE)[1])
     with pytest.raises(UserError, match=r"data\.spacing_mm: \(1\.0, 1\.0\) does not fit; give 3"):
-        save(tmp_path / "labelsTr" / "case_1.nii.gz", ball(SHAPE)[1])
         fit_preprocessing(DataConfig(tmp_path, spacing_mm=(1.0, 1.0)), read_dataset(tmp_path), 3)
