@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,16 @@ from ssmvision.recipes.segmentation.weights import ModelCard, save_model
 from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["RunResult", "run"]
+
+
+# Warnings that tell the user nothing: few loader workers are the caller's choice, the folder is ours, the third is
+# Lightning's own affair, and a time budget may be lifted on resuming.
+EXPECTED = (
+    "does not have many workers",
+    "Checkpoint directory",
+    "isinstance.treespec, LeafSpec",
+    r"callbacks: \['Timer'\]",
+)
 
 
 @dataclass(frozen=True)
@@ -184,8 +196,7 @@ def quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Expected here: few loader workers are the caller's choice, the folder is ours, the budget may be lifted on resuming.
-            for message in ("does not have many workers", "Checkpoint directory", "isinstance.treespec, LeafSpec", "callbacks: \\[.Timer"):
+            for message in EXPECTED:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
@@ -223,6 +234,22 @@ def make_trainer(config: TrainConfig, history: History, terminal: bool, validate
     )
 
 
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Turns Lightning's exit on Ctrl-C back into KeyboardInterrupt, and its ignoring of further ones off again."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
 def fit(
     trainer: Trainer,
     module: SegmentationModule,
@@ -233,9 +260,8 @@ def fit(
     """Runs the epochs, and a validation if the last epoch had none."""
     write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
     checkpoint = str(config.out / LAST) if config.resume else None
-    trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with interruptible(trainer):
+        trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
     every = min(config.trainer.validate_every, config.trainer.max_epochs)
     if validation is not None and (trainer.current_epoch % every or not module.validation):
         trainer.validate(module, validation, verbose=False)

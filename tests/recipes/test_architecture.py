@@ -1,10 +1,24 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network, plan_topology
 from ssmvision.recipes.segmentation.config import ModelConfig
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "nnunet" / "topology.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: "x".join(str(n) for n in case["patch_size"]))
+def test_stages_are_those_of_nnunet(case: dict[str, Any]) -> None:
+    topology = plan_topology(case["patch_size"], case["spacing_mm"])
+    assert [list(row) for row in topology.strides] == case["strides"]
+    assert [list(row) for row in topology.kernel_sizes] == case["kernel_sizes"]
 
 
 def test_isotropic_patch_halves_until_eight() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import nibabel
@@ -174,6 +175,27 @@ def test_resume_survives_a_torn_checkpoint_and_refuses_other_settings(root: Path
         (tmp_path / "run" / name).write_bytes(b"\x80torn")
     with pytest.raises(UserError, match=r"last\.ckpt: neither .*--overwrite"):
         train.run(again)
+
+
+def test_interrupted_run_can_be_resumed(
+    root: Path, trained: train.RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.SegmentationModule.training_step
+    calls = iter(range(100))
+
+    def step(module: train.SegmentationModule, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        if next(calls) == 12:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return real(module, batch, index)
+
+    config = settings(root, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.SegmentationModule, "training_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (config.out / "model.safetensors").exists()
+    assert weights(train.run(dataclasses.replace(config, resume=True))) == weights(trained)
 
 
 def test_run_folder_is_not_overwritten_by_accident(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
