@@ -115,17 +115,19 @@ def observed(case: dict[str, Any], golden: dict[str, np.ndarray], dtype: torch.d
 
 
 def traced(model: VisionMamba, image: Tensor, golden: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Forward pass block by block: `hidden` is a mixer's output, `residual` the stream that went into its norm."""
+    """One forward pass, watched: `hidden` is a mixer's output, `residual` the stream that went into its norm."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    final: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out)) for block in model.layers]
+    hooks.append(model.norm_f.register_forward_hook(lambda _, __, out: final.append(out)))
+    logits = model(image)
+    for hook in hooks:
+        hook.remove()
     embedded = model.embed(image)
-    hidden, residual, hiddens, residuals = embedded, None, [], []
-    for block in model.layers:
-        hidden, residual = block(hidden, residual)
-        hiddens.append(hidden)
-        residuals.append(residual)
-    final = model.forward_features(image)
-    streams = {"embed": embedded, "final_tokens": final, "hidden": torch.stack(hiddens)}
-    streams["residual"] = torch.stack(residuals)
-    out: dict[str, Any] = {"logits": model(image), "pooled": model.forward_head(final, pre_logits=True)}
+    streams = {"embed": embedded, "final_tokens": final[0]}
+    hiddens, residuals = zip(*seen, strict=True)
+    streams |= {"hidden": torch.stack(hiddens), "residual": torch.stack(residuals)}
+    out: dict[str, Any] = {"logits": logits, "pooled": model.forward_head(final[0], pre_logits=True)}
     layers = [int(i) for i in golden.get("slice_layer_index", [])]
     tokens = [int(i) for i in golden.get("slice_token_index", [])]
     for name, stream in streams.items():
