@@ -1,4 +1,4 @@
-"""The demo: a small 3D U-Mamba learns brain tissue on the front of a real head and is tested on its back."""
+"""The demo: a small 3D U-Mamba learns brain tissue on the front of the MNI152 head and is tested on its back."""
 
 from __future__ import annotations
 

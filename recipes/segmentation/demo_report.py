@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssmvision.recipes.segmentation.baselines import OracleThresholds
-from ssmvision.recipes.segmentation.demo_config import DemoConfig
-from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset
+from ssmvision.recipes.segmentation.demo_config import DemoConfig, SlabConfig
+from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, load_anatomy, split_slabs
 from ssmvision.recipes.segmentation.evaluate import Evaluation
 from ssmvision.recipes.segmentation.figures import Overlay, curves_png, overlay_png
 from ssmvision.recipes.segmentation.report import Facts, Highlight, Picture, Report, write_bytes, write_report
@@ -35,6 +37,9 @@ ORACLE_NOTE = (
     "Oracle thresholds: the two global intensity thresholds with the best mean Dice on this very image, chosen with "
     "its reference labels; no thresholding of unseen data can do better."
 )
+# In MNI space; a training slab that starts in front of it has no cerebellum.
+CEREBELLUM_FRONT_MM = -30.0
+CEREBELLUM_NOTE = " The cerebellum lies wholly behind the training slab: its folds were never seen in training."
 
 
 @dataclass(frozen=True)
@@ -137,13 +142,14 @@ def _figures(outcome: DemoOutcome) -> dict[str, Picture]:
         labels, _ = read_label_map(outcome.predictions[method])
         columns += [Overlay(method, labels), Overlay(f"errors: {method}", labels, reference)]
     overlays = overlay_png(volume.data[0], volume.grid.affine, columns, LABELS, slices_from=reference)
+    seen = "" if outcome.config.slabs.train_from_mm < CEREBELLUM_FRONT_MM else CEREBELLUM_NOTE
     many = len(outcome.runs) > 1
     curves = [c for method, r in outcome.runs.items() for c in training_curves(r.history, method if many else "")]
     return {
         "overlays": Picture(
             overlays,
             "The unseen back slab, radiological convention (the patient's right is on the left), one scale in mm. "
-            "Real anatomy, simulated artefacts: bias field and Rician noise with an unseen seed.",
+            f"Real anatomy, simulated artefacts: bias field and Rician noise with an unseen seed.{seen}",
             "Axial, coronal and sagittal slices: image, reference labels, and labels and errors of U-Mamba and of "
             "the oracle thresholds.",
         ),
@@ -153,7 +159,25 @@ def _figures(outcome: DemoOutcome) -> dict[str, Picture]:
             "trained on, so it only shows that learning progresses.",
             "Line charts of training loss and Dice against the step.",
         ),
+        "slabs": _slabs_picture(outcome.config.slabs),
     }
+
+
+def _slabs_picture(slabs: SlabConfig) -> Picture:
+    """The whole head without artefacts, and which part of its brain is in which slab."""
+    head = load_anatomy(slabs.voxel_mm)
+    front, back = split_slabs(head, slabs)
+    parts = np.zeros_like(head.labels)
+    parts[:, -front.labels.shape[1] :] = 1
+    parts[:, : back.labels.shape[1]] = 2
+    parts[head.labels == 0] = 0
+    classes = {"background": 0, "trained on": 1, "tested on": 2}
+    columns = [Overlay("MNI152 T1"), Overlay("slabs", parts)]
+    return Picture(
+        overlay_png(head.t1, head.affine, columns, classes, slices_from=head.labels),
+        "Where the head is cut, before any artefact. The voxels between the slabs are in neither.",
+        "Axial, coronal and sagittal slices of the head, with the training slab in front and the test slab behind.",
+    )
 
 
 def _data_facts(outcome: DemoOutcome) -> Facts:
@@ -187,7 +211,7 @@ def write_demo_report(out: Path, outcome: DemoOutcome) -> Path:
     for name, picture in figures.items():
         write_bytes(out / "figures" / f"{name}.png", picture.png)
     report = Report(
-        title="Brain tissue under simulated artefacts: U-Mamba on an unseen slab",
+        title="U-Mamba on an unseen slab of the MNI152 head",
         summary=_summary(outcome),
         notices=_notices(outcome),
         highlights=_highlights(outcome),

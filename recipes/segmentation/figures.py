@@ -133,7 +133,7 @@ def _draw(
 
 def _letters(axes: Axes, plane: Plane) -> None:
     outline = [withStroke(linewidth=2, foreground="black")]
-    style: dict[str, Any] = {"color": "white", "fontsize": 9, "path_effects": outline, "transform": axes.transAxes}
+    style: dict[str, Any] = {"color": "white", "fontsize": 8, "path_effects": outline, "transform": axes.transAxes}
     left, right, bottom, top = plane.letters
     axes.text(0.02, 0.5, left, ha="left", va="center", **style)
     axes.text(0.98, 0.5, right, ha="right", va="center", **style)
@@ -154,7 +154,7 @@ def overlay_png(
     overlays: Sequence[Overlay],
     classes: Mapping[str, int],
     slices_from: NDArray[Any] | None = None,
-    dpi: int = 110,
+    dpi: int = 150,
 ) -> bytes:
     """A grid of pictures: a row each for axial, coronal and sagittal, a column for each overlay.
 
@@ -186,9 +186,9 @@ def overlay_png(
         chosen = next((o.labels for o in turned if o.labels is not None), np.zeros(ras.shape, dtype=np.uint8))
 
     size_mm = [n * s for n, s in zip(ras.shape, spacing, strict=True)]
-    widest, width = max(size_mm[p.across] for p in PLANES), 2.4
+    widest, width = max(size_mm[p.across] for p in PLANES), 1.75
     heights = [size_mm[p.up] / widest for p in PLANES]
-    figure = Figure(figsize=(width * len(turned), width * sum(heights) + 0.8), layout="constrained")
+    figure = Figure(figsize=(width * len(turned), width * sum(heights) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(PLANES), len(turned), squeeze=False, height_ratios=heights)
     for row, plane in zip(grid, PLANES, strict=True):
@@ -198,7 +198,7 @@ def overlay_png(
             _letters(axes, plane)
         row[0].set_ylabel(plane.name, color=INK)
     for axes, overlay in zip(grid[0], turned, strict=True):
-        axes.set_title(overlay.title, color=INK, fontsize=10)
+        axes.set_title(overlay.title, color=INK, fontsize=9)
     _legend(figure, classes, any(o.errors_against is not None for o in overlays))
     return _png(figure, dpi)
 

@@ -43,7 +43,7 @@ def environment_facts() -> Facts:
     """Hardware, operating system and package versions of this process."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     items = [
-        ("Processor", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads used"),
+        ("Processor", f"{_processor()}, logical cores: {os.cpu_count()}, threads used: {torch.get_num_threads()}"),
         ("GPU", ", ".join(gpus) or "none"),
         ("System", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
         ("Versions", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)),

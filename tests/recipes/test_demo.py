@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation import demo_data
@@ -186,6 +188,20 @@ def test_oracle_refuses_what_it_cannot_fit(image: np.ndarray, labels: np.ndarray
 def test_impossible_settings_are_named(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"{setting}: {value}"):
         DemoConfig(**{setting: value})
+
+
+def test_shipped_configuration_is_the_defaults_written_out() -> None:
+    shipped = yaml.safe_load(files("ssmvision.configs").joinpath("segmentation/demo.yaml").read_text(encoding="utf-8"))
+    defaults = json.loads(json.dumps(asdict(DemoConfig()), default=str))
+    del defaults["overwrite"]
+    assert shipped == defaults
+
+
+def test_reported_command_gives_the_same_settings() -> None:
+    from ssmvision.recipes.segmentation.demo_report import demo_command
+
+    config = DemoConfig(out=Path("/home/someone/my demo"), twin=True, features=(4, 8), slabs=COARSE)
+    assert demo_command(config) == ("ssmvision demo --out 'my demo' --twin true --slabs.voxel_mm 4 --features '[4, 8]'")
 
 
 @pytest.fixture(scope="module")
