@@ -76,9 +76,11 @@ def read_dataset(root: Path | str) -> Dataset:
     content = read_json(path)
     channels, labels = _channels(path, content), _labels(path, content)
     if isinstance(content.get("training"), list) and "file_ending" not in content:
-        dataset = Dataset(
-            path, channels, labels, *(_listed(path, content, key) for key in ("training", "validation", "test"))
-        )
+        training, validation, test = (_listed(path, content, key) for key in ("training", "validation", "test"))
+        if len({c.id for c in (*training, *validation)}) < len(training) + len(validation):
+            # Lists such as case1/image.nii.gz, case2/image.nii.gz: only the folders tell the cases apart.
+            training, validation = (tuple(map(_named_by_path, cases)) for cases in (training, validation))
+        dataset = Dataset(path, channels, labels, training, validation, test)
     else:
         dataset = _nnunet(path, content, channels, labels)
     _check(dataset, content)
@@ -114,6 +116,8 @@ def _labels(path: Path, content: dict[str, Any]) -> dict[str, int]:
         if len(set(found.values())) < len(found):
             raise UserError(f"{path}: labels {found} names a class twice; give every id its own name")
         found = {name: int(key) for key, name in found.items()}
+    if "ignore" in found:
+        raise UserError(f"{path}: label 'ignore' ({found['ignore']!r}) is not supported; give those voxels another id")
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{path}: label {name!r} is {value!r}; give one integer id per label (no region lists)")
@@ -146,6 +150,11 @@ def _entry(path: Path, key: str, index: int, entry: Any) -> Case:
     name = strip_ending(files[0])
     name = name.removesuffix("_0000") if len(files) > 1 else name
     return Case(name, files, path.parent / label if label is not None else None)
+
+
+def _named_by_path(case: Case) -> Case:
+    """The case with its folder's name before its own."""
+    return replace(case, id=f"{case.images[0].parent.name}_{case.id}")
 
 
 def _nnunet(path: Path, content: dict[str, Any], channels: tuple[str, ...], labels: dict[str, int]) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,18 +33,22 @@ def sliding_logits(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     mirror_axes: Sequence[int] = (),
+    device: torch.device | None = None,
+    stitch_device: torch.device | None = None,
 ) -> Tensor:
     """Logits of a whole volume from overlapping windows with Gaussian weights (sigma = patch / 8).
 
     Args:
         network: (1, C, *patch) to (1, K, *patch).
-        image: (1, C, X, Y, Z) on the network's device; an axis shorter than the patch is padded with zeros and cropped.
+        image: (1, C, X, Y, Z); an axis shorter than the patch is padded with zeros and cropped.
         patch_size: three sizes, or two for a network that takes slices along the last axis.
         overlap: share of the patch by which windows overlap, in [0, 1).
         mirror_axes: axes for test-time mirroring; logits of all combinations are averaged.
+        device: where windows are computed; None: where `image` is.
+        stitch_device: where they are put together; None: where `image` is.
 
     Returns:
-        (1, K, X, Y, Z).
+        (1, K, X, Y, Z) on `stitch_device`.
     """
     arguments: dict[str, Any] = {
         "roi_size": tuple(patch_size),
@@ -51,6 +56,8 @@ def sliding_logits(
         "mode": "gaussian",
         "sigma_scale": 0.125,
         "padding_mode": "constant",
+        "sw_device": device,
+        "device": stitch_device,
     }
     inferer = SlidingWindowInferer(**arguments) if len(patch_size) == 3 else SliceInferer(spatial_dim=2, **arguments)
     subsets = [[axis for i, axis in enumerate(mirror_axes) if n >> i & 1] for n in range(2 ** len(mirror_axes))]
@@ -122,9 +129,29 @@ class Predictor:
             how, affine = replace(how, orientation=None, spacing_mm=None), np.eye(4)
         prepared: MetaTensor = how.image(data, affine)
         with torch.inference_mode():
-            batch = prepared.as_tensor()[None].float().to(self.device)
-            result = sliding_logits(self._forward, batch, self.card.patch_size, self.overlap, self.mirror_axes)
+            result = self._within_memory(prepared.as_tensor()[None].float())
         return how.restore(result[0].cpu(), prepared)
+
+    def plans(self) -> list[tuple[torch.device, torch.device]]:
+        """(device of the windows, device of the whole volume), in the order in which they are tried."""
+        cpu = torch.device("cpu")
+        return list(dict.fromkeys([(self.device, self.device), (self.device, cpu), (cpu, cpu)]))
+
+    def _within_memory(self, image: Tensor) -> Tensor:
+        """Logits by the first plan that fits into the device's memory; says so when it is not the first."""
+        *plans, last = self.plans()
+        for device, stitch in plans:
+            try:
+                return self._run_plan(image, device, stitch)
+            except torch.OutOfMemoryError:
+                message = f"{device} is out of memory for shape {tuple(image.shape)} stitched on {stitch}; using less"
+                warnings.warn(message, stacklevel=3)
+        return self._run_plan(image, *last)
+
+    def _run_plan(self, image: Tensor, device: torch.device, stitch: torch.device) -> Tensor:
+        self.network.to(device)
+        arguments = (self.card.patch_size, self.overlap, self.mirror_axes, device, stitch)
+        return sliding_logits(self._forward, image.to(stitch), *arguments)
 
     def _forward(self, window: Tensor) -> Tensor:
         output = self.network(window)

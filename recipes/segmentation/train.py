@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -101,11 +101,11 @@ def run(config: TrainConfig) -> RunResult:
     prepare_folder(config)
     console = Console(stderr=True)
     announce(console, config, dataset, module, architecture)
-    train_loader, validation_loader = loaders(config, dataset, preprocessing, spacing)
     history = History(config.out, list(module.classes), None if console.is_terminal else console)
     with quiet_lightning():
         trainer = make_trainer(config, history, console.is_terminal, bool(dataset.validation))
-        fit(trainer, module, train_loader, validation_loader, config)
+        training, validation = loaders(config, dataset, preprocessing, spacing, lambda: len(history.rows))
+        fit(trainer, module, training, validation, config)
     card = ModelCard(
         architecture,
         dataset.channels,
@@ -152,7 +152,11 @@ def announce(
 
 
 def loaders(
-    config: TrainConfig, dataset: Dataset, preprocessing: Preprocessing, spacing: Sequence[float]
+    config: TrainConfig,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    spacing: Sequence[float],
+    current_epoch: Callable[[], int],
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Training patches, and whole validation volumes if there are any."""
     classes = len(dataset.labels)
@@ -168,7 +172,7 @@ def loaders(
     train: DataLoader[Any] = DataLoader(
         PatchDataset(prepared, augment, t.seed),
         batch_size=t.batch_size,
-        sampler=EpochSampler(t.steps_per_epoch * t.batch_size),
+        sampler=EpochSampler(t.steps_per_epoch * t.batch_size, current_epoch),
         num_workers=config.data.num_workers,
         persistent_workers=config.data.num_workers > 0,
     )

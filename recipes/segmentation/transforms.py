@@ -7,7 +7,7 @@ patches that an uninterrupted run sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -112,7 +112,8 @@ def patch_transforms(
         spacing_mm: voxel size; rotation is about the axis with the largest one.
     """
     share = config.foreground_fraction
-    ratios = [1 - share, *[share / (classes - 1)] * (classes - 1)]
+    # Never exactly 0: a case may consist of background, or of one class, alone.
+    ratios = [max(ratio, 1e-9) for ratio in (1 - share, *[share / (classes - 1)] * (classes - 1))]
     crop = RandCropByLabelClassesd(
         KEYS, "label", patch_size, ratios=ratios, num_classes=classes, indices_key=INDICES, warn=False
     )
@@ -165,17 +166,20 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
 
 class EpochSampler(Sampler[int]):
-    """Indices epoch * size ... (epoch + 1) * size - 1; Lightning calls `set_epoch`."""
+    """Indices epoch * size ... (epoch + 1) * size - 1.
 
-    def __init__(self, size: int) -> None:
-        self.size, self.epoch = size, 0
+    Args:
+        size: items per epoch.
+        current_epoch: number of finished epochs, asked when loading of an epoch starts. Lightning's own counter and
+            its `set_epoch` come too late: on resuming, worker processes load the first batches before.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Moves to the patches of that epoch."""
-        self.epoch = epoch
+    def __init__(self, size: int, current_epoch: Callable[[], int]) -> None:
+        self.size, self.current_epoch = size, current_epoch
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.size, (self.epoch + 1) * self.size))
+        start = self.current_epoch() * self.size
+        return iter(range(start, start + self.size))

@@ -10,7 +10,6 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network, plan_topology
 from ssmvision.recipes.segmentation.config import ModelConfig
 
-
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "nnunet" / "topology.json").read_text())
 
 

@@ -59,6 +59,7 @@ def test_decathlon_folder_and_monai_datalist(tmp_path: Path) -> None:
         ({"channel_names": {"1": "T1", "2": "T2"}}, "['1', '2']", "['0', '1']"),
         ({"labels": {"background": 0, "liver": 2}}, "[0, 2]", "number them 0"),
         ({"labels": {"background": 0, "tumour": [1, 2]}}, "[1, 2]", "one integer id"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "'ignore' (2)", "give those voxels"),
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "[0, 1, 1]", "number them"),
         ({"file_ending": ".nrrd"}, "'.nrrd'", "convert"),
     ],
@@ -90,11 +91,19 @@ def test_repeated_case_and_broken_json(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     del content["file_ending"]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"dataset\.json: case id\(s\) \['a'\] occur more than once; give"):
+    with pytest.raises(UserError, match=r"dataset\.json: case id\(s\) \['.*_a'\] occur more than once; give"):
         read_dataset(path)
     path.write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json: not valid JSON .*correct the file"):
         read_dataset(path)
+
+
+def test_equal_file_names_are_told_apart_by_folder(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{case}/{name}.nii.gz" for case in "ab" for name in ("image", "label")))
+    entries = [{"image": f"{case}/image.nii.gz", "label": f"{case}/label.nii.gz"} for case in "ab"]
+    content = {"modality": ["MRI"], "labels": {"0": "background", "1": "x"}, "training": entries}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    assert [c.id for c in read_dataset(tmp_path / "list.json").training] == ["a_image", "b_image"]
 
 
 def test_hold_out_is_disjoint_and_seeded(raw: Path) -> None:

@@ -109,6 +109,28 @@ def test_predictor_gives_the_same_mask_for_turned_arrays(trained: train.RunResul
         predictor(np.stack([image, image]), OBLIQUE)
 
 
+def test_out_of_memory_steps_down_to_the_same_labels(trained: train.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, _ = ball(SHAPES[0])
+    predictor = load_model(trained.out, device="cpu")
+    labels = predictor(image, OBLIQUE)
+    real, left = predictor.network.forward, [2]
+
+    def forward(window: torch.Tensor) -> torch.Tensor:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("forced")
+        return real(window)
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(predictor.network, "forward", forward)
+    monkeypatch.setattr(predictor, "plans", lambda: [(cpu, cpu)] * 3)
+    with pytest.warns(UserWarning, match=r"cpu is out of memory for shape \(1, 1, .*using less"):
+        np.testing.assert_array_equal(predictor(image, OBLIQUE), labels)
+    left[0] = 3
+    with pytest.warns(UserWarning, match="using less"), pytest.raises(torch.OutOfMemoryError):
+        predictor(image, OBLIQUE)
+
+
 def test_image_smaller_than_the_patch(trained: train.RunResult, tmp_path: Path) -> None:
     image, mask = ball((11, 9, 5))
     path = save(tmp_path / "small.nii.gz", image)
@@ -152,7 +174,7 @@ def test_resumed_run_equals_the_uninterrupted_one(root: Path, trained: train.Run
     stopped = train.run(short)
     assert stopped.epochs == 1
     assert stopped.validation_dice  # validated although the epoch was not due
-    resumed = train.run(settings(root, tmp_path / "run", resume=True))
+    resumed = train.run(settings(root, tmp_path / "run", resume=True, **{"data.num_workers": 1}))
     assert (resumed.epochs, resumed.steps) == (3, 24)
     assert weights(resumed) == weights(trained)
     losses = [[line.split(",")[4] for line in r.history.read_text().splitlines()] for r in (resumed, trained)]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 
 from ssmvision.recipes.segmentation.config import AugmentConfig
-from ssmvision.recipes.segmentation.datalist import read_dataset
+from ssmvision.recipes.segmentation.datalist import Case, read_dataset
 from ssmvision.recipes.segmentation.preprocessing import ChannelScale, Preprocessing
 from ssmvision.recipes.segmentation.slices import SlicePatch
 from ssmvision.recipes.segmentation.transforms import (
@@ -63,6 +65,21 @@ def test_foreground_patches_hold_foreground_and_stay_aligned(root: Path, size: t
             assert inside.min() > outside.max()
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+@pytest.mark.parametrize("only", [0, 1])
+@pytest.mark.parametrize("size", [(6, 6, 4), (6, 6)])
+def test_cases_of_one_class_alone(root: Path, fraction: float, only: int, size: tuple[int, ...]) -> None:
+    dataset = patches(root, AugmentConfig(foreground_fraction=fraction), size)
+    read = dataset.cases.prepare.transforms[0]
+
+    def uniform(case: Case) -> dict[str, Any]:
+        data = read(case)
+        return data | {"label": data["label"] * 0 + only}
+
+    dataset.cases.prepare = Compose([uniform, *dataset.cases.prepare.transforms[1:]])
+    assert dataset[0]["label"].unique().tolist() == [only]
+
+
 def test_every_case_is_seen_equally_often(root: Path) -> None:
     dataset = patches(root, STILL, (6, 6, 4))
     seen: list[int] = []
@@ -76,7 +93,6 @@ def test_every_case_is_seen_equally_often(root: Path) -> None:
 
 
 def test_sampler_moves_on_with_the_epoch() -> None:
-    sampler = EpochSampler(3)
-    assert list(sampler) == [0, 1, 2]
-    sampler.set_epoch(2)
-    assert list(sampler) == [6, 7, 8]
+    epochs = iter([0, 2])
+    sampler = EpochSampler(3, lambda: next(epochs))
+    assert (list(sampler), list(sampler)) == ([0, 1, 2], [6, 7, 8])
