@@ -24,7 +24,7 @@ from ssmvision.recipes.segmentation.config import (
 )
 from ssmvision.recipes.segmentation.demo_config import DemoConfig
 from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, write_dataset
-from ssmvision.recipes.segmentation.demo_report import ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
+from ssmvision.recipes.segmentation.demo_report import FIGURES, ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
 from ssmvision.recipes.segmentation.evaluate import Evaluation, evaluate_pairs
 from ssmvision.recipes.segmentation.report import write_bytes
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
@@ -32,8 +32,7 @@ from ssmvision.recipes.segmentation.writing import write_label_map
 
 __all__ = ["DemoResult", "run"]
 
-# Everything the demo writes into its folder, and therefore all that `overwrite` removes.
-WRITTEN = ("data", "models", "predictions", "figures", "scores.json", "report.html")
+DATASET = "data/Dataset001_MNI152Slabs"
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ def run(config: DemoConfig) -> DemoResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        dataset = write_dataset(
-            out / "data" / "Dataset001_MNI152Slabs", config.slabs, config.corruption, config.train_copies, config.seed
-        )
+        dataset = write_dataset(out / DATASET, config.slabs, config.corruption, config.train_copies, config.seed)
     except ValueError as error:
         raise UserError(f"slabs: {error}") from error
 
@@ -113,13 +110,20 @@ def _slug(method: str) -> str:
     return method.lower().replace(" ", "-")
 
 
+def _written() -> list[str]:
+    """Everything the demo writes, and therefore all that `overwrite` removes: the folder may hold other things too."""
+    trained = [f"models/{_slug(method)}" for method in (UMAMBA, TWIN)]
+    predicted = [f"predictions/{_slug(method)}" for method in (UMAMBA, TWIN, ORACLE)]
+    return [DATASET, *trained, *predicted, *(f"figures/{name}.png" for name in FIGURES), "scores.json", "report.html"]
+
+
 def _prepare_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file; give a folder as --out")
-    present = [out / name for name in WRITTEN if (out / name).exists()]
+    present = [out / name for name in _written() if (out / name).exists()]
     if present and not overwrite:
         raise UserError(
-            f"{out}: holds a demo already ({present[0].name}); choose another --out or pass --overwrite true"
+            f"{out}: holds a demo ({present[0].relative_to(out)}); choose another --out or pass --overwrite true"
         )
     for path in present:
         if path.is_dir():

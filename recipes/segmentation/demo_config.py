@@ -68,10 +68,11 @@ class DemoConfig:
         corruption: strength of the simulated artefacts.
         slabs: voxel size and where the head is cut.
         train_copies: differently seeded corruptions of the training slab (augmentation of one subject).
-        patch_size: training patch in voxels, (x, y, z).
-        batch_size: patches a step.
+        patch_size: training patch in voxels, (x, y, z); multiples of 2^(stages - 1).
+        batch_size: patches per step.
         features: channels per stage of the network.
-        epochs, steps_per_epoch: length of the training; fixed, so that the result does not depend on the machine.
+        epochs: length of the training; fixed, so that the result does not depend on the machine's speed.
+        steps_per_epoch: optimiser steps between two lines of the training curve.
         max_minutes: stop a training after the epoch in which this time is spent; the report says so if that happened.
         lr: start of AdamW's polynomial learning-rate schedule.
         threads: CPU threads of torch; null: torch's own choice.

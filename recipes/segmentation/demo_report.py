@@ -26,8 +26,9 @@ from ssmvision.recipes.segmentation.report_parts import (
 from ssmvision.recipes.segmentation.train import RunResult
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
 
-__all__ = ["ORACLE", "TWIN", "UMAMBA", "DemoOutcome", "demo_command", "write_demo_report"]
+__all__ = ["FIGURES", "ORACLE", "TWIN", "UMAMBA", "DemoOutcome", "demo_command", "write_demo_report"]
 
+FIGURES = ("overlays", "curves", "slabs")
 UMAMBA, TWIN, ORACLE = "U-Mamba", "Twin without SSM", "Oracle thresholds"
 LIMITS = (
     "Real anatomy, simulated artefacts. One averaged head (MNI152): the front slab was trained on, the back slab "

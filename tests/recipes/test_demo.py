@@ -220,7 +220,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
 
 
 def test_whole_demo_in_small(small: DemoConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    from ssmvision.recipes.segmentation.demo import ORACLE, TWIN, UMAMBA, run
+    from ssmvision.recipes.segmentation.demo import run
+    from ssmvision.recipes.segmentation.demo_report import FIGURES, ORACLE, TWIN, UMAMBA
 
     result = run(small)
     assert set(result.evaluations) == {UMAMBA, TWIN, ORACLE}
@@ -237,14 +238,16 @@ def test_whole_demo_in_small(small: DemoConfig, capsys: pytest.CaptureFixture[st
     for text in ("simulated artefacts", "not clinical generalisation", "not a medical device", "Twin without SSM"):
         assert text in html
     assert str(result.out.parent) not in html, "paths name people and places"
-    assert (result.out / "figures" / "overlays.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in (result.out / "figures").iterdir()} == set(FIGURES)
     assert "Oracle thresholds" in capsys.readouterr().out
 
-    with pytest.raises(UserError, match=r"holds a demo already.*--overwrite"):
+    with pytest.raises(UserError, match=r"holds a demo .*--overwrite"):
         run(small)
-    keep = result.out / "notes.txt"
-    keep.write_text("mine")
+    kept = [result.out / "notes.txt", result.out / "data" / "scan.nii.gz"]
+    for file in kept:
+        file.write_text("mine")
     again = run(replace(small, overwrite=True, twin=False))
-    assert keep.read_text() == "mine", "only the demo's own files are replaced"
+    assert [file.read_text() for file in kept] == ["mine", "mine"], "only the demo's own files are replaced"
+    assert not (result.out / "models" / "twin-without-ssm").exists(), "nothing of the earlier run is left"
     assert again.evaluations[UMAMBA].scores == result.evaluations[UMAMBA].scores, "same seed, same result"
     assert TWIN not in again.evaluations
