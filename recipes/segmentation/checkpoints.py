@@ -26,6 +26,17 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _known(target: Path) -> list[str]:
+    """Digests on record beside `target`."""
+    path = target.with_name(DIGESTS)
+    return path.read_text().split() if path.is_file() else []
+
+
+def _record(target: Path, digest: str) -> None:
+    """Adds a digest, keeping the two newest of before."""
+    write_bytes(target.with_name(DIGESTS), "\n".join([*_known(target)[-2:], digest]) + "\n")
+
+
 class SafeCheckpointIO(CheckpointIO):
     """Keeps last.ckpt and previous.ckpt, and the digests of the newest three files in last.ckpt.sha256.
 
@@ -39,16 +50,13 @@ class SafeCheckpointIO(CheckpointIO):
 
         def write(temporary: Path) -> None:
             torch.save(checkpoint, temporary)
-            self._record(target, _digest(temporary))
-            if target.is_file():
+            # A damaged file must not push the good one that was resumed from out of its place.
+            whole = target.is_file() and _digest(target) in _known(target)
+            _record(target, _digest(temporary))
+            if whole:
                 target.replace(target.with_name(PREVIOUS))
 
         write_atomic(target, write)
-
-    def _record(self, target: Path, digest: str) -> None:
-        path = target.with_name(DIGESTS)
-        known = path.read_text().split() if path.is_file() else []
-        write_bytes(path, "\n".join([*known[-2:], digest]) + "\n")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads `path`, or previous.ckpt beside it (with a warning) if `path` is missing or damaged.
@@ -57,8 +65,7 @@ class SafeCheckpointIO(CheckpointIO):
             UserError: neither file is whole.
         """
         target = Path(path)
-        record = target.with_name(DIGESTS)
-        known = record.read_text().split() if record.is_file() else []
+        known = _known(target)
         for candidate in (target, target.with_name(PREVIOUS)):
             if candidate.is_file() and _digest(candidate) in known:
                 if candidate != target:

@@ -70,6 +70,8 @@ def prepare_folder(config: TrainConfig) -> None:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder as out")
+    for leftover in (path for name in FILES for path in out.glob(f".{name}.*")):
+        leftover.unlink()  # a killed run may leave half a file under a temporary name
     if config.resume:
         if not any((out / name).is_file() for name in (LAST, PREVIOUS)):
             raise UserError(f"{out}: no {LAST} to resume from; start without --resume, or correct out")

@@ -186,10 +186,13 @@ def test_resume_survives_a_torn_checkpoint_and_refuses_other_settings(root: Path
     whole = train.run(config)
     last = tmp_path / "run" / "last.ckpt"
     expected = weights(whole)
-    last.write_bytes(last.read_bytes()[:1000])
     again = dataclasses.replace(config, resume=True)
-    with pytest.warns(UserWarning, match=r"last\.ckpt is missing or damaged; continuing from .*previous\.ckpt"):
-        assert weights(train.run(again)) == expected
+    (tmp_path / "run" / ".last.ckpt.half").touch()
+    for damage in (lambda: last.write_bytes(last.read_bytes()[:1000]), last.unlink):
+        damage()
+        with pytest.warns(UserWarning, match=r"last\.ckpt is missing or damaged; continuing from .*previous\.ckpt"):
+            assert weights(train.run(again)) == expected
+    assert not (tmp_path / "run" / ".last.ckpt.half").exists()
     other = settings(root, tmp_path / "run", resume=True, **{"model.mixer": "none", "trainer.lr": 0.1})
     with pytest.raises(UserError, match=r"config\.json: .* trainer\.lr 0\.05, now it is 0\.1; resume with the same"):
         train.run(other)

@@ -144,6 +144,29 @@ def test_written_grid_is_the_inputs_bit_by_bit(tmp_path: Path, axes: tuple[int, 
     assert written.get_data_dtype() == np.uint8
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2), (4, 4)])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 1)])
+def test_other_headers_keep_their_grid(
+    tmp_path: Path, kind: type, codes: tuple[int, int], order: str, shape: tuple[int, ...]
+) -> None:
+    rigid = np.array([[0.0, -2, 0, 5], [3, 0, 0, -7], [0, 0, 1, 2], [0, 0, 0, 1]])
+    image = kind(ball(SHAPE)[0].reshape(shape).astype(f"{order}i2"), rigid)
+    image = kind(image.dataobj, None, image.header.as_byteswapped(order))
+    image.header.set_qform(rigid, code=codes[0])
+    image.header.set_sform(rigid, code=codes[1])
+    image.header["xyzt_units"] = 2
+    nibabel.save(image, tmp_path / "a.nii")
+    source = nibabel.load(tmp_path / "a.nii")
+    assert source.header.endianness == order
+    write_label_map(tmp_path / "b.nii", np.ones(SHAPE, np.int64), read_image([tmp_path / "a.nii"]).grid)
+    written = nibabel.load(tmp_path / "b.nii")
+    assert type(written) is kind
+    np.testing.assert_array_equal(written.affine, source.affine)
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == codes
+
+
 def test_forms_that_differ_and_private_text(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(ball(SHAPE)[0], OBLIQUE)
     image.set_qform(np.diag([2.0, 2, 2, 1]), code=3)
