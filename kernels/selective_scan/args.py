@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Grads", "ScanArgs", "compute_dtype"]
+__all__ = ["Grads", "ScanArgs", "compute_dtype", "gate_gradient"]
 
 # Gradients of the first eight fields of ScanArgs, in their dtypes and flattened shapes; None where there is no input.
 Grads = tuple[Tensor | None, ...]
@@ -32,6 +32,14 @@ class ScanArgs(NamedTuple):
     routes: tuple[str, ...]
     grid: tuple[int, ...]
     merge: str
+
+
+def gate_gradient(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
+    """Gradient of out = ungated silu(z) in z, in dout's dtype."""
+    z = z.to(dout.dtype)
+    gate = torch.sigmoid(z)
+    dz: Tensor = dout * ungated.to(dout.dtype) * gate * (1 + z * (1 - gate))
+    return dz
 
 
 def compute_dtype(x: Tensor, delta: Tensor) -> torch.dtype:

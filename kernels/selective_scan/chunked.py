@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype, gate_gradient
 from ssmvision.kernels.selective_scan.tiles import Plan, Tile, make_plan
 
 __all__ = ["backward", "forward"]
@@ -93,12 +93,13 @@ def _contract(weights: Tensor, values: Tensor) -> Tensor:
     return torch.matmul(weights.unsqueeze(-2), values).squeeze(-2)
 
 
-def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Scan.
 
     Returns:
-        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; the last states (B, K, E, N); and the chunks'
-        entry states and the last (chunks + 1, B, K, N, E), empty unless `save_states`. States are in the compute dtype.
+        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; the last states (B, K, E, N); the chunks' entry
+        states and the last (chunks + 1, B, K, N, E), empty unless `save_states`; and, for `save_states` with a gate, out
+        before the gate. States are in the compute dtype.
     """
     dtype, plan = compute_dtype(args.x, args.delta), _plan(args)
     A = args.A.to(dtype).transpose(1, 2).contiguous()
@@ -123,9 +124,10 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
             saved[-1, rows] = state
     if args.merge == "mean":
         y_grid /= routes
+    ungated = y_grid.to(args.x.dtype, copy=True) if args.z is not None and save_states else None
     if args.z is not None:
         y_grid *= F.silu(args.z.to(dtype))
-    return y_grid.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved
+    return y_grid.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved, ungated
 
 
 class _Grads:
@@ -171,8 +173,8 @@ def _adjoint_tile(a: Tensor, g: Tensor, carry: Tensor, total: Tensor) -> Tensor:
 
 def _backward_tile(
     args: ScanArgs, plan: Plan, tile: Tile, A: Tensor, saved: Tensor, dy_grid: Tensor, carry: Tensor, grads: _Grads
-) -> tuple[Tensor, Tensor]:
-    """Adds one tile's gradients; returns the adjoint's carry and the tile's y before gate and merge."""
+) -> Tensor:
+    """Adds one tile's gradients; returns the adjoint's carry into the tile before."""
     dtype = A.dtype
     rows = slice(tile.start, tile.stop)
     steps = _load(args, plan, tile, dtype)
@@ -189,7 +191,6 @@ def _backward_tile(
     plan.scatter_add(torch.matmul(h, dy.unsqueeze(-1)).squeeze(-1), grads.C, tile)
     plan.scatter_add(torch.matmul(g, (steps.dt * steps.u).unsqueeze(-1)).squeeze(-1), grads.B, tile)
     d_input = _contract(steps.B, g)  # dL/d(delta u)
-    y = _contract(steps.C, h)
     # dL/d(delta A) = g_t a_t h_{t-1}; the decays are not needed any more.
     a[1:] *= h[:-1]
     a[0] *= entry
@@ -201,7 +202,6 @@ def _backward_tile(
     if args.D is not None:
         D = args.D.to(dtype)
         du.addcmul_(dy, D)
-        y.addcmul_(steps.u, D)
         grads.D += (dy * steps.u).sum((0, 1, 2))
     d_raw = d_dt if mask is None else d_dt * mask
     if args.delta_softplus:
@@ -209,15 +209,16 @@ def _backward_tile(
     grads.bias += d_raw.sum((0, 1, 2))
     plan.scatter_add(d_raw, grads.delta, tile)
     plan.scatter_add(du, grads.x, tile)
-    return carry, y
+    return carry
 
 
-def backward(args: ScanArgs, saved: Tensor, dout: Tensor, dlast: Tensor | None) -> Grads:
+def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor, dlast: Tensor | None) -> Grads:
     """Gradients of x, delta, A, B, C, D, z and delta_bias, each in its input's dtype (None where there is no input).
 
     Args:
         args: the forward's inputs.
         saved: the forward's entry states.
+        ungated: the forward's out before the gate, where there is one.
         dout: gradient of out.
         dlast: gradient of the last states (B, K, E, N), or None.
     """
@@ -230,27 +231,13 @@ def backward(args: ScanArgs, saved: Tensor, dout: Tensor, dlast: Tensor | None) 
         dy_grid = dy_grid * F.silu(args.z.to(dtype))
     if args.merge == "mean":
         dy_grid = dy_grid / len(args.routes)
-    y_grid = torch.zeros_like(dy_grid) if args.z is not None else None
     for tiles in plan.tiles(batch, reverse=True) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)
         carry = torch.zeros_like(saved[0, rows]) if dlast is None else dlast[rows].transpose(2, 3).to(dtype)
         for tile in tiles:
-            carry, y = _backward_tile(args, plan, tile, A, saved, dy_grid, carry, grads)
-            if y_grid is not None:
-                plan.scatter_add(y, y_grid, tile)
+            carry = _backward_tile(args, plan, tile, A, saved, dy_grid, carry, grads)
     dD = None if args.D is None else grads.D
     dbias = None if args.delta_bias is None else grads.bias
-    dz = None if y_grid is None else _gate_gradient(args, dout.to(dtype), y_grid)
+    dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.to(dtype), ungated)
     all_grads = (grads.x, grads.delta, grads.A.transpose(1, 2), grads.B, grads.C, dD, dz, dbias)
     return tuple(None if g is None else g.to(t.dtype) for g, t in zip(all_grads, args[:8], strict=True))
-
-
-def _gate_gradient(args: ScanArgs, dout: Tensor, y: Tensor) -> Tensor:
-    """Gradient of out = y silu(z) in z; y is the merged scan output before the gate, times K for merge "mean"."""
-    assert args.z is not None
-    if args.merge == "mean":
-        y = y / len(args.routes)
-    z = args.z.to(dout.dtype)
-    gate = torch.sigmoid(z)
-    dz: Tensor = dout * y * gate * (1 + z * (1 - gate))
-    return dz

@@ -36,7 +36,8 @@ def selective_scan_nd(
     """Selective scan of a 1D, 2D or 3D channels-last map along K routes, merged back on the map.
 
     Along each route, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t and y_t = C_t . h_t + D x_t, from h = 0
-    (Gu and Dao, arXiv 2312.00752, eq. 2). Computed in float32 (float64 where x or delta is) whatever the dtype or autocast.
+    (Gu and Dao, arXiv 2312.00752, eq. 2). Computed in float32 (float64 where x or delta is), whatever the dtype or
+    autocast.
 
     Args:
         x: (B, *grid, E), the same for every route, or (B, K, *grid, E).
@@ -66,7 +67,7 @@ def selective_scan_nd(
         z = z.unsqueeze(1).expand_as(delta)
     tensors = (x, delta, A, B, C, D, z, delta_bias)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, last, _ = scan(*tensors, delta_softplus, ",".join(names), merge, save, backend)
+    out, last, *_ = scan(*tensors, delta_softplus, ",".join(names), merge, save, backend)
     return (out, last) if return_last_state else out
 
 

@@ -57,7 +57,7 @@ def _backend(x: Tensor, backend: str) -> registry.Backend:
     return registry.choose(OP, registry.Request(x.device.type, x.dtype), backend)
 
 
-def _out_shape(x: Tensor, delta: Tensor, merge: str) -> tuple[int, ...]:
+def _out_shape(delta: Tensor, merge: str) -> tuple[int, ...]:
     return tuple(delta.shape) if merge == "none" else (delta.shape[0], *delta.shape[2:])
 
 
@@ -76,12 +76,13 @@ def scan(
     merge: str,
     save_states: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """out, the last states (B, K, E, N), and the entry states a backward starts from (empty unless `save_states`)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return out and the last states (B, K, E, N); for a backward the saved states, and out before the gate (else empty)."""
     args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
     with torch.autocast(x.device.type, enabled=False):
-        out, last, saved = _backend(x, backend).forward(args, save_states)
-    return out.reshape(_out_shape(x, delta, merge)), last, saved
+        out, last, saved, ungated = _backend(x, backend).forward(args, save_states)
+    shape = _out_shape(delta, merge)
+    return out.reshape(shape), last, saved, x.new_empty(0) if ungated is None else ungated.reshape(shape)
 
 
 @scan.register_fake
@@ -99,7 +100,7 @@ def _(
     merge: str,
     save_states: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, n_routes = delta.shape[:2]
     _, channels, n_state = A.shape
     positions = 1
@@ -108,9 +109,10 @@ def _(
     saved = n_saved(positions) if save_states else 0
     dtype = compute_dtype(x, delta)
     return (
-        x.new_empty(_out_shape(x, delta, merge)),
+        x.new_empty(_out_shape(delta, merge)),
         x.new_empty((batch, n_routes, channels, n_state), dtype=dtype),
         x.new_empty((saved, batch, n_routes, n_state, channels), dtype=dtype),
+        x.new_empty(_out_shape(delta, merge) if save_states and z is not None else 0),
     )
 
 
@@ -129,6 +131,7 @@ def scan_backward(
     merge: str,
     backend: str,
     saved: Tensor,
+    ungated: Tensor,
     dout: Tensor,
     dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -136,7 +139,9 @@ def scan_backward(
     args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
     flat_dout = dout.flatten(2 if merge == "none" else 1, -2)
     with torch.autocast(x.device.type, enabled=False):
-        grads = _backend(x, backend).backward(args, saved, flat_dout, dlast)
+        grads = _backend(x, backend).backward(
+            args, saved, None if z is None else ungated.reshape(flat_dout.shape), flat_dout, dlast
+        )
     inputs = (x, delta, A, B, C, D, z, delta_bias)
     shaped = (
         x.new_empty(0) if t is None else g.reshape(t.shape).contiguous() for g, t in zip(grads, inputs, strict=True)
@@ -159,6 +164,7 @@ def _(
     merge: str,
     backend: str,
     saved: Tensor,
+    ungated: Tensor,
     dout: Tensor,
     dlast: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -167,20 +173,21 @@ def _(
     return tuple(empty)  # type: ignore[return-value]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.delta_softplus, ctx.routes, ctx.merge, save_states, ctx.backend = inputs
     if not save_states:
         raise RuntimeError("the scan ran without saving its states, so it has no gradient; pass save_states=True")
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
 
 
-def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _dsaved: None) -> tuple[Tensor | None, ...]:
-    *tensors, saved = ctx.saved_tensors
+def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    *tensors, saved, ungated = ctx.saved_tensors
     x, delta = tensors[:2]
     if dout is None:
-        dout = x.new_zeros(_out_shape(x, delta, ctx.merge))
-    grads = scan_backward(*tensors, ctx.delta_softplus, ctx.routes, ctx.merge, ctx.backend, saved, dout, dlast)
+        dout = x.new_zeros(_out_shape(delta, ctx.merge))
+    kept = (saved, ungated, dout, dlast)
+    grads = scan_backward(*tensors, ctx.delta_softplus, ctx.routes, ctx.merge, ctx.backend, *kept)
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 5)
 
 

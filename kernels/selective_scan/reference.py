@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.routes import route_index
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype, gate_gradient
 from ssmvision.kernels.selective_scan.config import n_saved
 
 __all__ = [
@@ -80,13 +80,14 @@ def selective_scan_nd_reference(args: ScanArgs) -> tuple[Tensor, Tensor]:
     return out.to(args.x.dtype), torch.stack(states, 1)
 
 
-def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The definition as a backend; saved states are left zero, its backward does not need them."""
     with torch.no_grad():
         out, last = selective_scan_nd_reference(args)
     batch, routes, length = args.delta.shape[:3]
     saved = n_saved(length) if save_states else 0
-    return out.clone(), last, last.new_zeros(saved, batch, routes, *args.A.shape[:0:-1])
+    ungated = selective_scan_nd_reference(args._replace(z=None))[0] if save_states and args.z is not None else None
+    return out.clone(), last, last.new_zeros(saved, batch, routes, *args.A.shape[:0:-1]), ungated
 
 
 def scan_loop_adjoint(
@@ -116,18 +117,15 @@ def scan_loop_adjoint(
     return du, ddelta, dA, dB, dC
 
 
-def backward(args: ScanArgs, saved: Tensor, dout: Tensor, dlast: Tensor | None) -> Grads:
+def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor, dlast: Tensor | None) -> Grads:
     """Gradients of x, delta, A, B, C, D, z and delta_bias (None where there is no input), route by route."""
     dtype = compute_dtype(args.x, args.delta)
     dx, ddelta, dA, dB, dC = (torch.zeros_like(t, dtype=dtype) for t in args[:5])
     dz = None
     dy = dout.to(dtype)
-    if args.z is not None:
-        z = args.z.to(dtype)
-        gate = torch.sigmoid(z)
-        ungated, _ = selective_scan_nd_reference(args._replace(z=None, x=args.x.to(dtype)))
-        dz = (dy * ungated * gate * (1 + z * (1 - gate))).to(args.z.dtype)
-        dy = dy * z * gate
+    if args.z is not None and ungated is not None:
+        dz = gate_gradient(args.z, dy, ungated)
+        dy = dy * F.silu(args.z.to(dtype))
     if args.merge == "mean":
         dy = dy / len(args.routes)
     dD, dbias = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (args.D, args.delta_bias))

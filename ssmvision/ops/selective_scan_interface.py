@@ -28,9 +28,7 @@ def selective_scan_ref(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`selective_scan` on the reference backend: the defining loop over time."""
-    return selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference"
-    )
+    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference")
 
 
 def mamba_inner_fn(

@@ -60,7 +60,8 @@ def test_skip_orders() -> None:
 
 def test_names_by_dimension_and_errors() -> None:
     assert set(route_names(1)) == {"forward", "backward"}
-    assert "row" in route_names(2) and "row" not in route_names(3)
+    assert "row" in route_names(2)
+    assert "row" not in route_names(3)
     with pytest.raises(ValueError, match="unknown route 'spiral'"):
         route_index("spiral", (3,))
     with pytest.raises(ValueError, match="'row' needs a 2D grid"):
