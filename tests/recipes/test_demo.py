@@ -235,7 +235,7 @@ def test_whole_demo_in_small(small: DemoConfig, capsys: pytest.CaptureFixture[st
         assert prediction.shape == reference.shape
         np.testing.assert_array_equal(prediction.affine, reference.affine)
     html = result.report.read_text()
-    for text in ("simulated artefacts", "not clinical generalisation", "not a medical device", "Twin without SSM"):
+    for text in ("simulated artefacts", "not clinical generalisation", "not a medical device", "one seed, one slab"):
         assert text in html
     assert str(result.out.parent) not in html, "paths name people and places"
     assert {path.stem for path in (result.out / "figures").iterdir()} == set(FIGURES)
