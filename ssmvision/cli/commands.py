@@ -84,6 +84,12 @@ COMMANDS = (
         positional=True,
     ),
     Command(
+        "kernels build",
+        "compile the CUDA kernels ahead of their first use",
+        f"{_CLI}.kernels:BuildConfig",
+        f"{_CLI}.kernels:run_build",
+    ),
+    Command(
         "doctor",
         "show versions, devices, and which backend each op picks and why",
         "ssmvision.doctor:DoctorConfig",
