@@ -32,6 +32,30 @@ class _Steps(NamedTuple):
     C: Tensor
 
 
+class _Buffers:
+    """Tile-sized work space, allocated once a call: fresh pages for every tile would cost as much as the arithmetic."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._kept: dict[tuple[str, torch.Size], tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def get(self, name: str, shape: torch.Size) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A buffer of `shape` with undefined content, and its views along the first axis."""
+        if (name, shape) not in self._kept:
+            buffer = torch.empty(shape, dtype=self._dtype, device=self._device)
+            self._kept[name, shape] = buffer, buffer.unbind(0)
+        return self._kept[name, shape]
+
+
+class _States(NamedTuple):
+    """Decays a and, after the recurrence, states h of a tile (T, G, b, K, N, E), each whole and step by step."""
+
+    a: Tensor
+    a_steps: tuple[Tensor, ...]
+    h: Tensor
+    h_steps: tuple[Tensor, ...]
+
+
 def _plan(args: ScanArgs) -> Plan:
     return make_plan(args.routes, args.grid, args.x.shape[0], args.A[0].numel(), args.x.device)
 
@@ -48,44 +72,43 @@ def _load(args: ScanArgs, plan: Plan, tile: Tile, dtype: torch.dtype) -> _Steps:
     return _Steps(u, raw, dt, plan.gather(args.B, tile, dtype), plan.gather(args.C, tile, dtype))
 
 
-def _decay_and_input(steps: _Steps, A: Tensor) -> tuple[Tensor, Tensor]:
-    """A = exp(delta A) and b = delta B u, both (T, G, b, K, N, E); A is (K, N, E)."""
-    a = torch.mul(steps.dt.unsqueeze(-2), A).exp_()
-    b = torch.mul((steps.dt * steps.u).unsqueeze(-2), steps.B.unsqueeze(-1))
-    return a, b
+def _decay_and_input(steps: _Steps, A: Tensor, buffers: _Buffers) -> _States:
+    """Decays exp(delta A) and, in the states' place, the inputs delta B u; A is (K, N, E)."""
+    shape = torch.Size((*steps.dt.shape[:-1], *A.shape[1:]))
+    a, a_steps = buffers.get("a", shape)
+    h, h_steps = buffers.get("h", shape)
+    torch.mul(steps.dt.unsqueeze(-2), A, out=a).exp_()
+    torch.mul((steps.dt * steps.u).unsqueeze(-2), steps.B.unsqueeze(-1), out=h)
+    return _States(a, a_steps, h, h_steps)
 
 
-def _recur(a: Tensor, b: Tensor, entry: Tensor | None) -> None:
-    """h_t = a_t h_{t-1} + b_t along the first axis, in place in b, from `entry` (zero where None)."""
+def _recur(states: _States, entry: Tensor | None) -> None:
+    """h_t += a_t h_{t-1} along the first axis, in place, from `entry` (zero where None)."""
     state = entry
-    for a_t, b_t in zip(a.unbind(0), b.unbind(0), strict=True):
+    for a_t, h_t in zip(states.a_steps, states.h_steps, strict=True):
         if state is not None:
-            b_t.addcmul_(a_t, state)
-        state = b_t
+            h_t.addcmul_(a_t, state)
+        state = h_t
 
 
-def _scan_tile(steps: _Steps, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scan_tile(steps: _Steps, A: Tensor, state: Tensor, buffers: _Buffers) -> tuple[Tensor, Tensor, Tensor]:
     """States of every step (T, G, b, K, N, E), the chunks' entry states (G, b, K, N, E), and the state afterwards."""
-    a, h = _decay_and_input(steps, A)
+    states = _decay_and_input(steps, A, buffers)
+    h = states.h
     if h.shape[1] == 1:
         entry = state.unsqueeze(0).clone()
-        _recur(a, h, entry)
+        _recur(states, entry)
         return h, entry, h[-1, 0].clone()
-    _recur(a, h, None)
+    _recur(states, None)
     total = torch.exp(steps.dt.sum(0).unsqueeze(-2) * A)
     entries = [state]
     for decay, end in zip(total.unbind(0), h[-1].unbind(0), strict=True):
         entries.append(torch.addcmul(end, decay, entries[-1]))
     entry = torch.stack(entries[:-1])
-    _propagate(a, entry)
-    return h.add_(a), entry, entries[-1]
-
-
-def _propagate(a: Tensor, entry: Tensor) -> None:
-    """Overwrite the decays a_t by (a_t ... a_0) entry: what is left of the entry state at each step."""
-    left = entry
-    for a_t in a.unbind(0):
+    left = entry  # of the entry state after each step: (a_t ... a_0) entry
+    for a_t in states.a_steps:
         left = a_t.mul_(left)
+    return h.add_(states.a), entry, entries[-1]
 
 
 def _contract(weights: Tensor, values: Tensor) -> Tensor:
@@ -109,12 +132,13 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     y_grid = torch.zeros(shape, dtype=dtype, device=A.device)
     last = torch.zeros(batch, routes, n_state, channels, dtype=dtype, device=A.device)
     saved = torch.zeros(plan.chunks + 1 if save_states else 0, *last.shape, dtype=dtype, device=A.device)
+    buffers = _Buffers(dtype, A.device)
     for tiles in plan.tiles(batch) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)
         state = last[rows]
         for tile in tiles:
             steps = _load(args, plan, tile, dtype)
-            h, entry, state = _scan_tile(steps, A, state)
+            h, entry, state = _scan_tile(steps, A, state, buffers)
             if save_states:
                 saved[tile.chunk : tile.chunk + tile.chunks, rows] = entry
             y = _contract(steps.C, h)
@@ -143,17 +167,16 @@ class _Grads:
         self.bias = zeros(self.A[:, 0])
 
 
-def _adjoint_tile(a: Tensor, g: Tensor, carry: Tensor, total: Tensor) -> Tensor:
+def _adjoint_tile(a_steps: tuple[Tensor, ...], g_steps: tuple[Tensor, ...], carry: Tensor, total: Tensor) -> Tensor:
     """g_t += a_{t+1} g_{t+1} in place, chunk by chunk from the last; returns the carry into the chunk before.
 
     Args:
-        a: decays (T, G, b, K, N, E).
-        g: C_t dy_t on entry, dL/dh_t on return.
+        a_steps: decays, T of (G, b, K, N, E).
+        g_steps: C_t dy_t on entry, dL/dh_t on return.
         carry: (b, K, N, E) a_0 g_0 of the chunk after the last one.
         total: (G, b, K, N, E) each chunk's product of decays.
     """
-    a_steps, g_steps = a.unbind(0), g.unbind(0)
-    single = g.shape[1] == 1
+    single = total.shape[0] == 1
     if single:
         g_steps[-1].add_(carry)
     for t in range(len(g_steps) - 2, -1, -1):
@@ -172,7 +195,15 @@ def _adjoint_tile(a: Tensor, g: Tensor, carry: Tensor, total: Tensor) -> Tensor:
 
 
 def _backward_tile(
-    args: ScanArgs, plan: Plan, tile: Tile, A: Tensor, saved: Tensor, dy_grid: Tensor, carry: Tensor, grads: _Grads
+    args: ScanArgs,
+    plan: Plan,
+    tile: Tile,
+    A: Tensor,
+    saved: Tensor,
+    dy_grid: Tensor,
+    carry: Tensor,
+    grads: _Grads,
+    buffers: _Buffers,
 ) -> Tensor:
     """Adds one tile's gradients; returns the adjoint's carry into the tile before."""
     dtype = A.dtype
@@ -182,11 +213,13 @@ def _backward_tile(
     mask = plan.mask(tile, dy)
     if mask is not None:
         dy *= mask
-    a, h = _decay_and_input(steps, A)
+    states = _decay_and_input(steps, A, buffers)
+    a, h = states.a, states.h
     entry = saved[tile.chunk : tile.chunk + tile.chunks, rows]
-    _recur(a, h, entry)
-    g = dy.unsqueeze(-2) * steps.C.unsqueeze(-1)
-    carry = _adjoint_tile(a, g, carry, torch.exp(steps.dt.sum(0).unsqueeze(-2) * A))
+    _recur(states, entry)
+    g, g_steps = buffers.get("g", h.shape)
+    torch.mul(dy.unsqueeze(-2), steps.C.unsqueeze(-1), out=g)
+    carry = _adjoint_tile(states.a_steps, g_steps, carry, torch.exp(steps.dt.sum(0).unsqueeze(-2) * A))
 
     plan.scatter_add(torch.matmul(h, dy.unsqueeze(-1)).squeeze(-1), grads.C, tile)
     plan.scatter_add(torch.matmul(g, (steps.dt * steps.u).unsqueeze(-1)).squeeze(-1), grads.B, tile)
@@ -231,11 +264,12 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
         dy_grid = dy_grid * F.silu(args.z.to(dtype))
     if args.merge == "mean":
         dy_grid = dy_grid / len(args.routes)
+    buffers = _Buffers(dtype, A.device)
     for tiles in plan.tiles(batch, reverse=True) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)
         carry = torch.zeros_like(saved[0, rows]) if dlast is None else dlast[rows].transpose(2, 3).to(dtype)
         for tile in tiles:
-            carry = _backward_tile(args, plan, tile, A, saved, dy_grid, carry, grads)
+            carry = _backward_tile(args, plan, tile, A, saved, dy_grid, carry, grads, buffers)
     dD = None if args.D is None else grads.D
     dbias = None if args.delta_bias is None else grads.bias
     dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.to(dtype), ungated)
