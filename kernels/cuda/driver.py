@@ -198,5 +198,7 @@ def _attributes(function: Any, name: str) -> KernelAttributes:
     names = ("NUM_REGS", "SHARED_SIZE_BYTES", "LOCAL_SIZE_BYTES", "MAX_THREADS_PER_BLOCK")
     table = _driver().CUfunction_attribute
     doing = f"reading the attributes of {name}"
-    values = (_call("cuFuncGetAttribute", table[f"CU_FUNC_ATTRIBUTE_{key}"], function, doing=doing) for key in names)
+    values = (
+        _call("cuFuncGetAttribute", getattr(table, f"CU_FUNC_ATTRIBUTE_{key}"), function, doing=doing) for key in names
+    )
     return KernelAttributes(*values)
