@@ -12,6 +12,7 @@ import pytest
 
 from ssmvision.cli import main
 from ssmvision.kernels.cuda import cache, program
+from ssmvision.kernels.cuda.compiler import compile_cubin
 from ssmvision.kernels.cuda.program import Program, ProgramSpec, register_program
 from tests.kernels.cuda_programs import HEADERS, KERNELS, make_program, write_package
 
@@ -37,11 +38,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> It
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Architectures that the real compiler was called for."""
     calls: list[str] = []
-    real = program.compile_cubin
 
     def counted(source: str, *, arch: str, **rest: object) -> bytes:
         calls.append(arch)
-        return real(source, arch=arch, **rest)  # type: ignore[arg-type]
+        return compile_cubin(source, arch=arch, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(program, "compile_cubin", counted)
     return calls
