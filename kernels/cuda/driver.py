@@ -127,14 +127,18 @@ class Kernel:
     def __init__(self, function: Any, name: str, device: int, signature: Signature) -> None:
         self.name = name
         self.device = device
-        self.attributes = _attributes(function, name)
+        self._attributes = _read_attributes(function, name)
         self._function = function
         self._signature = signature
         self._arguments = _PerThread(signature)
         self._lock = threading.Lock()
-        self._shared_bytes = DEFAULT_SHARED_BYTES - self.attributes.shared_bytes
+        self._shared_bytes = DEFAULT_SHARED_BYTES - self._attributes.shared_bytes
         self._launch_kernel = _driver().cuLaunchKernel
         self._success = _driver().CUresult.CUDA_SUCCESS
+
+    def attributes(self) -> KernelAttributes:
+        """What the kernel takes on its device, read when it was loaded."""
+        return self._attributes
 
     def launch(
         self, grid: Size3, block: Size3, shared_bytes: int, stream: int | None, args: Sequence[Argument]
@@ -194,7 +198,7 @@ class _PerThread(threading.local):
         self.buffer = ArgumentBuffer(signature)
 
 
-def _attributes(function: Any, name: str) -> KernelAttributes:
+def _read_attributes(function: Any, name: str) -> KernelAttributes:
     names = ("NUM_REGS", "SHARED_SIZE_BYTES", "LOCAL_SIZE_BYTES", "MAX_THREADS_PER_BLOCK")
     table = _driver().CUfunction_attribute
     doing = f"reading the attributes of {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -24,6 +25,7 @@ __all__ = ["Build", "Defines", "Program", "ProgramSpec", "Variant", "kernel", "p
 
 # Macro definitions: name -> value.
 Defines = Mapping[str, str | int]
+logger = logging.getLogger("ssmvision")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -133,6 +135,7 @@ class Variant:
 
     def _compile(self, arch: str) -> bytes:
         source = self.program.source
+        logger.info("compiling the CUDA kernel %s for %s", self.label, arch)
         return compile_cubin(source.text, name=source.name, arch=arch, options=self._options, headers=source.headers)
 
 

@@ -126,7 +126,9 @@ def test_a_launch_hands_everything_on(fake: FakeDriver) -> None:
     kernel.launch((1, 2, 3), (32, 1, 1), 128, 77, (out, 4, 0.5))
     assert fake.launches == [("function", 1, 2, 3, 32, 1, 1, 128, 77, [out.data_ptr(), 4, 0.5])]
     assert fake.shared == []
-    assert (kernel.attributes.registers, kernel.attributes.local_bytes, kernel.attributes.max_threads) == (32, 0, 512)
+    assert kernel.attributes() == driver.KernelAttributes(
+        registers=32, shared_bytes=1024, local_bytes=0, max_threads=512
+    )
 
 
 def test_large_shared_memory_is_asked_for_once(fake: FakeDriver) -> None:

@@ -68,10 +68,9 @@ def test_a_kernel_is_looked_up_after_the_first_call(made: Program) -> None:
 
 
 def test_attributes_are_the_devices(scale: Kernel) -> None:
-    assert 0 < scale.attributes.registers <= 255
-    assert scale.attributes.local_bytes == 0
-    assert scale.attributes.shared_bytes == 0
-    assert scale.attributes.max_threads == 1024
+    attributes = scale.attributes()
+    assert 0 < attributes.registers <= 255
+    assert (attributes.local_bytes, attributes.shared_bytes, attributes.max_threads) == (0, 0, 1024)
 
 
 def test_the_current_stream_and_a_stated_one_are_obeyed(scale: Kernel, x: Tensor) -> None:
