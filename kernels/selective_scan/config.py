@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CHUNK", "ChunkedConfig", "chunked_config", "n_chunks", "n_saved"]
+__all__ = [
+    "CHUNK",
+    "ChunkedConfig",
+    "CudaConfig",
+    "backward_config",
+    "chunked_config",
+    "forward_config",
+    "n_chunks",
+    "n_saved",
+]
 
 # A training forward saves the state at the entry of every chunk; a backward recomputes everything else. At 64 tokens
 # the saved states of N = 16 take a quarter of one fp32 activation.
@@ -46,3 +55,44 @@ def chunked_config(device_type: str) -> ChunkedConfig:
     if device_type == "cpu":
         return ChunkedConfig(serial_elements=4096, parallel_elements=65536, max_elements=16384)
     return ChunkedConfig(serial_elements=1 << 20, parallel_elements=1 << 20, max_elements=1 << 22)
+
+
+@dataclass(frozen=True)
+class CudaConfig:
+    """How a CUDA pass is cut.
+
+    Attributes:
+        threads: channels per block of the forward.
+        segment: steps walked by one block, a multiple of `CHUNK`.
+        segments: blocks along a route; more than one costs a pass over the inputs to find their entry states.
+    """
+
+    threads: int
+    segment: int
+    segments: int
+
+
+def forward_config(rows: int, channels: int, steps: int) -> CudaConfig:
+    """Forward: enough warps to keep the exponential units busy, from routes alone where they suffice.
+
+    Args:
+        rows: batch x routes.
+        channels: E.
+        steps: of the longest route.
+    """
+    threads = min((size for size in (128, 64, 32)), key=lambda size: (-(-channels // size) * size, -size))
+    warps = rows * -(-channels // threads) * (threads // 32)
+    return CudaConfig(threads, *_segments(warps, steps, enough=1024, wanted=2112))
+
+
+def backward_config(rows: int, channels: int, steps: int) -> CudaConfig:
+    """Backward: blocks of four warps and 32 channels, three on a multiprocessor."""
+    warps = rows * -(-channels // 32) * 4
+    return CudaConfig(128, *_segments(warps, steps, enough=1024, wanted=3168))
+
+
+def _segments(warps: int, steps: int, enough: int, wanted: int) -> tuple[int, int]:
+    chunks = max(n_chunks(steps), 1)
+    pieces = 1 if warps >= enough else min(chunks, -(-wanted // warps))
+    segment = -(-chunks // pieces) * CHUNK
+    return segment, max(-(-steps // segment), 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
-from ssmvision.kernels.selective_scan import chunked, reference
+from ssmvision.kernels.selective_scan import chunked, cuda, reference
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.config import n_saved
 
@@ -20,6 +20,10 @@ __all__ = ["OP", "scan"]
 
 OP = "selective_scan"
 
+registry.register(
+    OP,
+    registry.Backend("cuda", 30, cuda.can_run, cuda.forward, cuda.backward),
+)
 registry.register(
     OP,
     registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward),
@@ -53,8 +57,9 @@ def _args(
     return ScanArgs(x.flatten(first, -2), delta, A, B, C, D, z, delta_bias, delta_softplus, names, grid, merge)
 
 
-def _backend(x: Tensor, backend: str) -> registry.Backend:
-    return registry.choose(OP, registry.Request(x.device.type, x.dtype), backend)
+def _backend(x: Tensor, delta: Tensor, backend: str) -> registry.Backend:
+    request = registry.Request(str(x.device), torch.promote_types(x.dtype, delta.dtype))
+    return registry.choose(OP, request, backend)
 
 
 def _out_shape(delta: Tensor, merge: str) -> tuple[int, ...]:
@@ -80,7 +85,7 @@ def scan(
     """Return out and the last states (B, K, E, N); for a backward the saved states, and out before the gate (else empty)."""
     args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
     with torch.autocast(x.device.type, enabled=False):
-        out, last, saved, ungated = _backend(x, backend).forward(args, save_states)
+        out, last, saved, ungated = _backend(x, delta, backend).forward(args, save_states)
     shape = _out_shape(delta, merge)
     return out.reshape(shape), last, saved, x.new_empty(0) if ungated is None else ungated.reshape(shape)
 
@@ -139,7 +144,7 @@ def scan_backward(
     args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
     flat_dout = dout.flatten(2 if merge == "none" else 1, -2)
     with torch.autocast(x.device.type, enabled=False):
-        grads = _backend(x, backend).backward(
+        grads = _backend(x, delta, backend).backward(
             args, saved, None if z is None else ungated.reshape(flat_dout.shape), flat_dout, dlast
         )
     inputs = (x, delta, A, B, C, D, z, delta_bias)

@@ -1,0 +1,89 @@
+// Shared by the selective-scan kernels: dtypes, fast exponentials, the parameter block, and step addressing.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#if IO == 0
+typedef float io_t;
+#elif IO == 1
+typedef __nv_bfloat16 io_t;
+#else
+typedef __half io_t;
+#endif
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr int CHUNK = 64;  // steps between saved states; config.py holds the same number
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+template <typename T> __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
+template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
+
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// log(1 + e^x). The logarithm alone would lose every digit of a small step, so below e^x = 1/16 a series takes over.
+__device__ __forceinline__ float softplus(float x) {
+#if IO == 0
+  return x > 20.f ? x : log1pf(expf(x));
+#else
+  const float e = ex2(x * LOG2E);
+  const float series = e * fmaf(e, fmaf(e, fmaf(e, -0.25f, 0.33333333f), -0.5f), 1.f);
+  const float r = e < 0.0625f ? series : lg2(1.f + e) * LN2;
+  return x > 20.f ? x : r;
+#endif
+}
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + ex2(-x * LOG2E)); }
+
+// One scan. Grid order tensors: x (B, [K,] L, E), delta (B, K, L, E), Bm, Cm (B, K, L, N); A (K, E, N), D, bias (K, E).
+// Route k visits route[k * M + s] at step s < lengths[k]. A segment is `segment` consecutive steps, a multiple of CHUNK.
+// A launch handles the states [n0, n0 + Ns); more than 16 take several launches.
+struct Scan {
+  const io_t *x, *delta, *Bm, *Cm, *z;
+  const float *A, *D, *bias;
+  const int *route, *lengths;
+  long long L;
+  int batch, K, E, N, n0, Ns, M, segments, segment, tiles;
+  int x_per_route, softplus;
+  float scale;  // of the incoming gradient: 1 / K where routes are averaged
+};
+
+// Which block this is: tiles of channels vary fastest, so that neighbours share B and C in the cache.
+struct Where {
+  int tile, segment, b, k;
+  __device__ explicit Where(const Scan &p) {
+    unsigned id = blockIdx.x;
+    tile = id % p.tiles, id /= p.tiles;
+    segment = id % p.segments, id /= p.segments;
+    b = id % p.batch, k = id / p.batch;
+  }
+};
+__device__ __forceinline__ long long row_of(const Scan &p, const Where &w) { return ((long long)w.b * p.K + w.k) * p.L; }
+__device__ __forceinline__ long long state_at(const Scan &p, long long slot, int n, int e) {
+  return (slot * p.N + p.n0 + n) * p.E + e;
+}
+__device__ __forceinline__ float load_A(const Scan &p, int k, int n, int e) {  // zero beyond the edges: a decay of 1
+  return e < p.E && n < p.Ns ? p.A[((long long)k * p.E + e) * p.N + p.n0 + n] * LOG2E : 0.f;
+}
+// Gradient of y at one element of `dout` = p.x: through the merge's scale and the gate.
+__device__ __forceinline__ float load_dy(const Scan &p, long long at) {
+  float d = to_float(p.x[at]) * p.scale;
+  if (p.z) {
+    const float g = to_float(p.z[at]);
+    d *= g * sigmoid(g);
+  }
+  return d;
+}
+__device__ __forceinline__ long long x_row_of(const Scan &p, const Where &w) {
+  return (p.x_per_route ? (long long)w.b * p.K + w.k : (long long)w.b) * p.L;
+}

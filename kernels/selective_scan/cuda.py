@@ -1,0 +1,270 @@
+"""CUDA backend: every route of a scan in one launch a phase, compiled at run time from csrc/.
+
+Forward: a thread walks one channel of a segment of a route. Where batch x routes x channels do not fill the GPU, routes
+are cut into segments, whose entry states a first pass finds. Backward: see csrc/backward.cu. Nothing is accumulated by
+atomics, so two runs are bitwise equal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.cuda import available, kernel
+from ssmvision.kernels.registry import Request
+from ssmvision.kernels.routes import Grid, route_index
+from ssmvision.kernels.selective_scan import chunked
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs
+from ssmvision.kernels.selective_scan.config import CudaConfig, backward_config, forward_config, n_saved
+from ssmvision.kernels.selective_scan.cuda_programs import IO, BackwardOut, ForwardOut, Scan, state_lanes
+
+__all__ = ["backward", "can_run", "forward"]
+
+GROUP = 16  # states per launch
+BACKWARD_SHARED_BYTES = 76032  # sizeof(Shared) in csrc/backward.cu
+BLOCK = 256
+
+
+def can_run(request: Request) -> str | None:
+    """Why the request cannot run on CUDA, or None."""
+    if not request.device.startswith("cuda"):
+        return f"{request.device} is not a CUDA device"
+    if request.dtype not in IO:
+        return f"computes in float32, so {request.dtype} is left to others"
+    return available(request.device)
+
+
+class _Table(NamedTuple):
+    """Routes on a device: positions (K, M) and lengths (K,), int32."""
+
+    route: Tensor
+    lengths: Tensor
+    steps: int
+    covers: bool
+
+
+@lru_cache(maxsize=256)
+def _table(routes: tuple[str, ...], grid: Grid, device: torch.device) -> _Table:
+    walks = [torch.from_numpy(route_index(name, grid).copy()) for name in routes]
+    lengths = [len(walk) for walk in walks]
+    route = torch.zeros(len(routes), max(lengths), dtype=torch.int32)
+    for row, walk in zip(route, walks, strict=True):
+        row[: len(walk)] = walk
+    positions = 1
+    for size in grid:
+        positions *= size
+    covers = min(lengths) == positions
+    return _Table(route.to(device), torch.tensor(lengths, dtype=torch.int32).to(device), max(lengths), covers)
+
+
+class _Inputs(NamedTuple):
+    """The op's inputs, contiguous: x, delta, B, C and z in one dtype, A, D and bias in float32."""
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    bias: Tensor | None
+
+
+def _inputs(args: ScanArgs, *others: Tensor) -> tuple[_Inputs, torch.dtype]:
+    walked = [t for t in (args.x, args.delta, args.B, args.C, args.z, *others) if t is not None]
+    dtype = walked[0].dtype
+    for t in walked:
+        dtype = torch.promote_types(dtype, t.dtype)
+
+    def wide(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.to(dtype).contiguous()
+
+    def exact(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.float().contiguous()
+
+    x, delta, B, C = (t.to(dtype).contiguous() for t in (args.x, args.delta, args.B, args.C))
+    A = args.A.float().contiguous()
+    return _Inputs(x, delta, A, B, C, exact(args.D), wide(args.z), exact(args.delta_bias)), dtype
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConfig, tile: int) -> Scan:
+    """The parameter block for all states; `_groups` sets n0 and Ns."""
+    batch, routes, length, channels = t.delta.shape
+    return Scan(
+        *(_address(v) for v in (x, t.delta, t.B, t.C, t.z, t.A, t.D, t.bias, table.route, table.lengths)),
+        L=length,
+        batch=batch,
+        K=routes,
+        E=channels,
+        N=t.A.shape[2],
+        M=table.route.shape[1],
+        segments=config.segments,
+        segment=config.segment,
+        tiles=-(-channels // tile),
+        x_per_route=int(x.dim() == 4),
+        softplus=int(args.delta_softplus),
+        scale=1 / routes if args.merge == "mean" else 1.0,
+    )
+
+
+def _launch(
+    program: str, name: str, defines: dict[str, int], scan: Scan, out: ctypes.Structure, threads: int, device: int,
+    shared_bytes: int = 0,
+) -> None:  # fmt: skip
+    """One launch for each 16 states."""
+    blocks = scan.tiles * scan.segments * scan.batch * scan.K
+    for n0 in range(0, scan.N, GROUP):
+        scan.n0, scan.Ns = n0, min(GROUP, scan.N - n0)
+        compiled = kernel(program, name, defines, device)
+        compiled.launch((blocks, 1, 1), (threads, 1, 1), shared_bytes, None, (scan, out))
+
+
+def _carry(t: _Inputs, scan: Scan, end: Tensor, sum_dt: Tensor, start: Tensor | None, io: int, reverse: bool) -> Tensor:
+    """State entering each segment, (B, K, segments, N, E)."""
+    entry = torch.empty_like(end)
+    rows = scan.batch * scan.K
+    total = rows * scan.N * scan.E
+    kernel("scan_merge", "carry", {"IO": io}, end.device.index).launch(
+        (-(-total // BLOCK), 1, 1),
+        (BLOCK, 1, 1),
+        0,
+        None,
+        (end, sum_dt, t.A, start, entry, None, rows, scan.K, scan.segments, scan.N, scan.E, int(reverse)),
+    )
+    return entry
+
+
+def _segment_entries(t: _Inputs, scan: Scan, defines: dict[str, int], start: Tensor | None, reverse: bool) -> Tensor:
+    """First pass over segments from zero, then the carries between them."""
+    device = t.delta.device
+    shape = (scan.batch, scan.K, scan.segments)
+    end = torch.empty(*shape, scan.N, scan.E, device=device)
+    sum_dt = torch.empty(*shape, scan.E, device=device)
+    out = ForwardOut(end=end.data_ptr(), sum_dt=sum_dt.data_ptr())
+    name = "scan_adjoint" if reverse else "scan_state"
+    _launch("scan_forward", name, defines, scan, out, defines["THREADS"], device.index)
+    return _carry(t, scan, end, sum_dt, start, defines["IO"], reverse)
+
+
+def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Scan; returns as `chunked.forward`."""
+    if args.delta.numel() == 0:
+        return chunked.forward(args, save_states)
+    t, dtype = _inputs(args)
+    device = t.delta.device
+    batch, routes, length, channels = t.delta.shape
+    table = _table(args.routes, args.grid, device)
+    config = forward_config(batch * routes, channels, table.steps)
+    n_state = t.A.shape[2]
+    defines = {"IO": IO[dtype], "NS": state_lanes(min(n_state, GROUP)), "THREADS": config.threads}
+    scan = _scan(args, t, t.x, table, config, config.threads)
+    last = torch.empty(batch, routes, n_state, channels, device=device)
+    saved = torch.zeros(n_saved(length) if save_states else 0, *last.shape, device=device)
+    entry = _segment_entries(t, scan, defines, None, reverse=False) if config.segments > 1 else None
+
+    apart = args.merge == "none"
+    direct = (apart or routes == 1) and n_state <= GROUP
+    new = torch.empty if table.covers else torch.zeros
+    out = new((batch, routes, length, channels) if apart else (batch, length, channels), dtype=dtype, device=device)
+    ungated = torch.zeros_like(out) if t.z is not None and save_states else None
+    partial = None if direct else new((batch, routes, length, channels), device=device)
+    shown = (out, None, ungated) if direct else (None, partial, None)
+    block = ForwardOut(
+        *(_address(v) for v in (*shown, entry, saved if save_states else None, last)), out_per_route=int(apart)
+    )
+    _launch("scan_forward", "scan_forward", defines, scan, block, config.threads, device.index)
+    if partial is not None:
+        _merge(t, partial, ungated, out, scan, apart)
+    ungated = None if ungated is None else ungated.to(args.x.dtype)
+    return out.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved, ungated
+
+
+def _merge(t: _Inputs, partial: Tensor, ungated: Tensor | None, out: Tensor, scan: Scan, apart: bool) -> None:
+    total = out.numel()
+    per_batch = total if apart else total // scan.batch
+    kernel("scan_merge", "merge", {"IO": IO[out.dtype]}, out.device.index).launch(
+        (min(-(-total // BLOCK), 1 << 16), 1, 1),
+        (BLOCK, 1, 1),
+        0,
+        None,
+        (partial, t.z, ungated, out, scan.scale, 1 if apart else scan.K, per_batch, total),
+    )
+
+
+def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor, dlast: Tensor | None) -> Grads:
+    """Gradients; takes and returns as `chunked.backward`."""
+    if args.delta.numel() == 0:
+        return chunked.backward(args, saved, ungated, dout, dlast)
+    t, dtype = _inputs(args, dout)
+    dout = dout.to(dtype).contiguous()
+    device = t.delta.device
+    batch, routes, _, channels = t.delta.shape
+    n_state = t.A.shape[2]
+    table = _table(args.routes, args.grid, device)
+    config = backward_config(batch * routes, channels, table.steps)
+    scan = _scan(args, t, dout, table, config, 32)
+    start = None if dlast is None else dlast.float().transpose(2, 3).contiguous()
+    carry = start
+    if config.segments > 1:
+        carry = _adjoint_entries(args, t, dout, table, config, start, dtype)
+
+    new = torch.empty if table.covers else torch.zeros
+    shared_x, grouped = t.x.dim() == 3, n_state > GROUP
+    dx = new(t.delta.shape, dtype=torch.float32 if shared_x or grouped else dtype, device=device)
+    ddelta = new(t.delta.shape, dtype=torch.float32 if grouped else dtype, device=device)
+    dB, dC = (new(scan.tiles, *t.B.shape, device=device) for _ in range(2))
+    dA = torch.empty(batch, config.segments, routes, channels, n_state, device=device)
+    dD, dbias = (torch.empty(dA.shape[:-1], device=device) for _ in range(2))
+    places = (None if shared_x or grouped else dx, None if grouped else ddelta)
+    sums = (dx if shared_x or grouped else None, ddelta if grouped else None)
+    block = BackwardOut(
+        *(_address(v) for v in (t.x, saved, carry, *places, *sums, dB, dC, dA, dD, dbias)),
+        u_per_route=int(not shared_x),
+    )
+    defines = {"IO": IO[dtype]}
+    _launch("scan_backward", "scan_backward", defines, scan, block, 128, device.index, BACKWARD_SHARED_BYTES)
+    dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dtype).contiguous())
+    grads = (
+        dx.sum(1) if shared_x else dx,
+        ddelta,
+        dA.sum((0, 1)),
+        dB.sum(0),
+        dC.sum(0),
+        None if args.D is None else dD.sum((0, 1)),
+        dz,
+        None if args.delta_bias is None else dbias.sum((0, 1)),
+    )
+    return tuple(None if g is None else g.to(v.dtype) for g, v in zip(grads, args[:8], strict=True))
+
+
+def _adjoint_entries(
+    args: ScanArgs,
+    t: _Inputs,
+    dout: Tensor,
+    table: _Table,
+    config: CudaConfig,
+    start: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Adjoint entering each segment from behind: the forward's first pass on the reverse recurrence."""
+    threads = forward_config(1, t.delta.shape[-1], table.steps).threads
+    scan = _scan(args, t._replace(B=t.C), dout, table, config, threads)
+    defines = {"IO": IO[dtype], "NS": state_lanes(min(scan.N, GROUP)), "THREADS": threads}
+    return _segment_entries(t, scan, defines, start, reverse=True)
+
+
+def _gate_backward(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
+    dz = torch.empty_like(z)
+    total = z.numel()
+    kernel("scan_merge", "gate_backward", {"IO": IO[z.dtype]}, z.device.index).launch(
+        (min(-(-total // BLOCK), 1 << 16), 1, 1), (BLOCK, 1, 1), 0, None, (dout, z, ungated, dz, total)
+    )
+    return dz
