@@ -38,6 +38,7 @@ class ChunkedConfig:
     """How many state elements (rows x N x E) the PyTorch backend advances in one operator call.
 
     Attributes:
+        steps: of a chunk, at least `CHUNK`.
         serial_elements: from here on a call's arithmetic outweighs its overhead, so chunks follow each other.
         parallel_elements: below that, chunks are scanned side by side until a call reaches this many, and their
             carries are fixed up afterwards.
@@ -45,6 +46,7 @@ class ChunkedConfig:
             bounded part of the memory (GPU).
     """
 
+    steps: int
     serial_elements: int
     parallel_elements: int
     max_elements: int
@@ -53,8 +55,8 @@ class ChunkedConfig:
 def chunked_config(device_type: str) -> ChunkedConfig:
     """Settings by device; the CPU's were measured on 2 cores of an AVX-512 server processor."""
     if device_type == "cpu":
-        return ChunkedConfig(serial_elements=4096, parallel_elements=65536, max_elements=16384)
-    return ChunkedConfig(serial_elements=1 << 20, parallel_elements=1 << 20, max_elements=1 << 22)
+        return ChunkedConfig(steps=128, serial_elements=4096, parallel_elements=65536, max_elements=16384)
+    return ChunkedConfig(steps=64, serial_elements=1 << 20, parallel_elements=1 << 20, max_elements=1 << 22)
 
 
 @dataclass(frozen=True)

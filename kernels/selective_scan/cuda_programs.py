@@ -58,7 +58,7 @@ register_program(
         "scan_forward",
         PACKAGE,
         "csrc/forward.cu",
-        {name: (Scan, ForwardOut) for name in ("scan_forward", "scan_state", "scan_adjoint")},
+        dict.fromkeys(("scan_forward", "scan_state", "scan_adjoint"), (Scan, ForwardOut)),
         [{"IO": io, "NS": ns, "THREADS": t} for io in IO.values() for ns in (1, 16) for t in (64, 128)],
     )
 )

@@ -82,7 +82,7 @@ def scan(
     save_states: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return out and the last states (B, K, E, N); for a backward the saved states, and out before the gate (else empty)."""
+    """Return out, the last states (B, K, E, N) and, for a backward (else empty), the saved states and ungated out."""
     args = _args(x, delta, A, B, C, D, z, delta_bias, delta_softplus, routes, merge)
     with torch.autocast(x.device.type, enabled=False):
         out, last, saved, ungated = _backend(x, delta, backend).forward(args, save_states)

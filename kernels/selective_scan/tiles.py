@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.routes import Grid, route_index
-from ssmvision.kernels.selective_scan.config import chunked_config, n_chunks
+from ssmvision.kernels.selective_scan.config import chunked_config
 
 __all__ = ["Plan", "Tile", "make_plan"]
 
@@ -40,6 +40,8 @@ class Plan:
         chunk_group: G, chunks scanned side by side.
         batch_group: b, batch entries per tile.
         ragged: whether any tail is filled, so that step sizes must be masked.
+        covers: whether every route visits every position.
+        forward: whether each route visits the positions in their own order, so that it can be read without a gather.
     """
 
     index: Tensor
@@ -49,6 +51,8 @@ class Plan:
     chunk_group: int
     batch_group: int
     ragged: bool
+    covers: bool
+    forward: tuple[bool, ...]
 
     def tiles(self, batch: int, reverse: bool = False) -> Iterator[list[Tile]]:
         """For each batch group, its tiles in scan order (or in reverse)."""
@@ -59,23 +63,30 @@ class Plan:
             yield tiles[::-1] if reverse else tiles
 
     def gather(self, source: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
-        """Grid order -> scan order: (B, L, F), shared, or (B, K, L, F) -> (T, G, b, K, F) in `dtype`."""
-        routes, features = len(self.lengths), source.shape[-1]
-        shape = (self.steps, tile.chunks, tile.stop - tile.start, routes, features)
-        out = torch.empty(shape, dtype=dtype, device=source.device)
-        for k in range(routes):
+        """Grid order -> scan order: (B, L, F), shared, or (B, K, L, F) -> (T, G, b, K, F), perhaps a view."""
+        walks = []
+        for k in range(len(self.lengths)):
             rows = source[tile.start : tile.stop] if source.dim() == 3 else source[tile.start : tile.stop, k]
-            walked = rows.index_select(1, self._positions(k, tile))
-            out[:, :, :, k] = walked.unflatten(1, (tile.chunks, self.steps)).permute(2, 1, 0, 3)
-        return out
+            walked = self._walk(rows, k, tile)
+            walks.append(walked.unflatten(1, (tile.chunks, self.steps)).permute(2, 1, 0, 3))
+        return (walks[0].unsqueeze(3) if len(walks) == 1 else torch.stack(walks, 3)).to(dtype)
 
     def scatter_add(self, values: Tensor, target: Tensor, tile: Tile) -> None:
-        """Scan order -> grid order: adds (T, G, b, K, F) into (B, L, F), shared, or (B, K, L, F); tails are dropped."""
+        """Scan order -> grid order: adds (T, G, b, K, F) to (B, L, F), shared, or (B, K, L, F); tails are dropped."""
         for k, length in enumerate(self.lengths):
             valid = min(max(length - tile.chunk * self.steps, 0), tile.chunks * self.steps)
             rows = target[tile.start : tile.stop] if target.dim() == 3 else target[tile.start : tile.stop, k]
-            walked = values[:, :, :, k].permute(2, 1, 0, 3).flatten(1, 2)
-            rows.index_add_(1, self._positions(k, tile)[:valid], walked[:, :valid].to(target.dtype))
+            walked = values[:, :, :, k].permute(2, 1, 0, 3).flatten(1, 2)[:, :valid]
+            if self.forward[k]:
+                part = rows.narrow(1, tile.chunk * self.steps, valid)
+                part.copy_(walked) if self.writes_once(target) else part.add_(walked)
+            else:
+                rows.index_add_(1, self._positions(k, tile)[:valid], walked.to(target.dtype))
+
+    def writes_once(self, target: Tensor) -> bool:
+        """Whether `scatter_add` reaches every element of `target` once and in order, so that it need not start at 0."""
+        apart = target.dim() == 4 or len(self.lengths) == 1
+        return apart and self.covers and all(self.forward)
 
     def mask(self, tile: Tile, like: Tensor) -> Tensor | None:
         """1 for real steps and 0 for filled tails, (T, G, 1, K, 1), or None where the tile has no tail."""
@@ -86,6 +97,12 @@ class Plan:
         real = (step.unsqueeze(1) < lengths).unflatten(0, (tile.chunks, self.steps)).transpose(0, 1)
         mask: Tensor = real[:, :, None, :, None].to(like.dtype)
         return mask
+
+    def _walk(self, rows: Tensor, route: int, tile: Tile) -> Tensor:
+        first, count = tile.chunk * self.steps, tile.chunks * self.steps
+        if self.forward[route] and first + count <= self.lengths[route]:
+            return rows.narrow(1, first, count)
+        return rows.index_select(1, self._positions(route, tile))
 
     def _positions(self, route: int, tile: Tile) -> Tensor:
         first = tile.chunk * self.steps
@@ -107,16 +124,18 @@ def make_plan(routes: tuple[str, ...], grid: Grid, batch: int, state_elements: i
     positions = 1
     for size in grid:
         positions *= size
-    chunks = n_chunks(positions)
+    config = chunked_config(device.type)
+    chunks = -(-positions // config.steps)
     steps = -(-max(lengths) // max(chunks, 1))
     index = torch.zeros(len(routes), chunks * steps, dtype=torch.long)
     for k, walk in enumerate(walks):
         index[k, : len(walk)] = walk
-    config = chunked_config(device.type)
     row = max(len(routes) * state_elements, 1)
     batch_group = min(max(config.max_elements // row, 1), max(batch, 1))
     elements = row * batch_group
     side_by_side = 1 if elements >= config.serial_elements else config.parallel_elements // elements
     chunk_group = max(min(side_by_side, chunks), 1)
     ragged = any(length != chunks * steps for length in lengths)
-    return Plan(index.to(device), lengths, steps, chunks, chunk_group, batch_group, ragged)
+    forward = tuple(bool((walk == torch.arange(len(walk))).all()) for walk in walks)
+    covers = all(length == positions for length in lengths)
+    return Plan(index.to(device), lengths, steps, chunks, chunk_group, batch_group, ragged, covers, forward)

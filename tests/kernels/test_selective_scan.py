@@ -110,7 +110,11 @@ def test_every_tiling_gives_the_same(elements: int, monkeypatch: pytest.MonkeyPa
     routes = ("forward", "backward")
     expected = definition(tensors, routes, "sum")
     expected = (*expected, *gradients(*expected, tensors))
-    for config in (ChunkedConfig(1, 1, elements), ChunkedConfig(10**6, elements, 30), ChunkedConfig(10**6, 90, 10**6)):
+    for config in (
+        ChunkedConfig(64, 1, 1, elements),
+        ChunkedConfig(70, 10**6, elements, 30),
+        ChunkedConfig(128, 10**6, 90, 10**6),
+    ):
         monkeypatch.setattr(tiles, "chunked_config", lambda device, config=config: config)
         got = selective_scan_nd(
             **tensors, delta_softplus=True, return_last_state=True, routes=routes, backend="chunked"
