@@ -64,12 +64,14 @@ class CudaConfig:
     """How a CUDA pass is cut.
 
     Attributes:
-        threads: channels per block of the forward.
+        threads: per block of the forward.
+        channels: neighbouring channels a thread of the forward owns, where pairs can be loaded.
         segment: steps walked by one block, a multiple of `CHUNK`.
         segments: blocks along a route; more than one costs a pass over the inputs to find their entry states.
     """
 
     threads: int
+    channels: int
     segment: int
     segments: int
 
@@ -82,15 +84,16 @@ def forward_config(rows: int, channels: int, steps: int) -> CudaConfig:
         channels: E.
         steps: of the longest route.
     """
-    threads = min((size for size in (128, 64, 32)), key=lambda size: (-(-channels // size) * size, -size))
-    warps = rows * -(-channels // threads) * (threads // 32)
-    return CudaConfig(threads, *_segments(warps, steps, enough=1024, wanted=2112))
+    warps = rows * -(-channels // 32)
+    per_thread = 2 if warps >= 2112 and channels >= 64 else 1
+    threads = 64 if channels > 32 * per_thread else 32
+    return CudaConfig(threads, per_thread, *_segments(warps, steps, enough=1024, wanted=2112))
 
 
 def backward_config(rows: int, channels: int, steps: int) -> CudaConfig:
     """Backward: blocks of four warps and 32 channels, three on a multiprocessor."""
     warps = rows * -(-channels // 32) * 4
-    return CudaConfig(128, *_segments(warps, steps, enough=1024, wanted=3168))
+    return CudaConfig(128, 2, *_segments(warps, steps, enough=1024, wanted=3168))
 
 
 def _segments(warps: int, steps: int, enough: int, wanted: int) -> tuple[int, int]:

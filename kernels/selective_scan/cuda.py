@@ -25,7 +25,7 @@ from ssmvision.kernels.selective_scan.cuda_programs import IO, BackwardOut, Forw
 __all__ = ["backward", "can_run", "forward"]
 
 GROUP = 16  # states per launch
-BACKWARD_SHARED_BYTES = 76032  # sizeof(Shared) in csrc/backward.cu
+BACKWARD_SHARED_BYTES = 76544  # sizeof(Shared) in csrc/backward.cu
 BLOCK = 256
 
 
@@ -95,6 +95,12 @@ def _address(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
+def _pairs(t: _Inputs, x: Tensor) -> bool:
+    """Whether two neighbouring channels may be read and written at once."""
+    walked = [v for v in (x, t.x, t.delta, t.z) if v is not None]
+    return t.delta.shape[-1] % 2 == 0 and all(v.data_ptr() % (2 * v.element_size()) == 0 for v in walked)
+
+
 def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConfig, tile: int) -> Scan:
     """The parameter block for all states; `_groups` sets n0 and Ns."""
     batch, routes, length, channels = t.delta.shape
@@ -111,6 +117,7 @@ def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConf
         tiles=-(-channels // tile),
         x_per_route=int(x.dim() == 4),
         softplus=int(args.delta_softplus),
+        pairs=int(_pairs(t, x)),
         scale=1 / routes if args.merge == "mean" else 1.0,
     )
 
@@ -164,8 +171,9 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     table = _table(args.routes, args.grid, device)
     config = forward_config(batch * routes, channels, table.steps)
     n_state = t.A.shape[2]
-    defines = {"IO": IO[dtype], "NS": state_lanes(min(n_state, GROUP)), "THREADS": config.threads}
-    scan = _scan(args, t, t.x, table, config, config.threads)
+    ch = config.channels if _pairs(t, t.x) else 1
+    defines = {"IO": IO[dtype], "NS": state_lanes(min(n_state, GROUP)), "CH": ch, "THREADS": config.threads}
+    scan = _scan(args, t, t.x, table, config, config.threads * ch)
     last = torch.empty(batch, routes, n_state, channels, device=device)
     saved = torch.zeros(n_saved(length) if save_states else 0, *last.shape, device=device)
     entry = _segment_entries(t, scan, defines, None, reverse=False) if config.segments > 1 else None
@@ -257,7 +265,7 @@ def _adjoint_entries(
     """Adjoint entering each segment from behind: the forward's first pass on the reverse recurrence."""
     threads = forward_config(1, t.delta.shape[-1], table.steps).threads
     scan = _scan(args, t._replace(B=t.C), dout, table, config, threads)
-    defines = {"IO": IO[dtype], "NS": state_lanes(min(scan.N, GROUP)), "THREADS": threads}
+    defines = {"IO": IO[dtype], "NS": state_lanes(min(scan.N, GROUP)), "CH": 1, "THREADS": threads}
     return _segment_entries(t, scan, defines, start, reverse=True)
 
 

@@ -31,7 +31,7 @@ class Scan(ctypes.Structure):
     _fields_ = _fields(
         "x delta Bm Cm z A D bias route lengths",
         ("L", LONG),
-        *_ints("batch K E N n0 Ns M segments segment tiles x_per_route softplus"),
+        *_ints("batch K E N n0 Ns M segments segment tiles x_per_route softplus pairs"),
         ("scale", FLOAT),
     )
 
@@ -59,7 +59,7 @@ register_program(
         PACKAGE,
         "csrc/forward.cu",
         dict.fromkeys(("scan_forward", "scan_state", "scan_adjoint"), (Scan, ForwardOut)),
-        [{"IO": io, "NS": ns, "THREADS": t} for io in IO.values() for ns in (1, 16) for t in (64, 128)],
+        [{"IO": io, "NS": ns, "CH": ch, "THREADS": 64} for io in IO.values() for ns in (1, 16) for ch in (1, 2)],
     )
 )
 register_program(

@@ -6,7 +6,7 @@
 // Defines: IO (0 float, 1 bfloat16, 2 half).
 #include "common.cuh"
 
-constexpr int WARPS = 4, NS = 16, TILE = 8, TILES = CHUNK / TILE, CHANNELS = WARPS * 8, SUM_STRIDE = 36;
+constexpr int WARPS = 4, NS = 16, TILE = 8, TILES = CHUNK / TILE, CHANNELS = WARPS * 8, SUM_STRIDE = 36, BATCH = 4;
 constexpr bool SPLIT = IO == 0;  // float32 sums as high + low TF32 parts
 
 struct BackwardOut {
@@ -28,7 +28,8 @@ struct Shared {
   float bc[CHUNK][8][4];               // per pair of states: B0, B1, C0, C1
   float sums[2][WARPS][TILE][2][16];   // [dB/dC exchange] per warp
   float4 cross[WARPS][TILE][SUM_STRIDE];
-  int pos[CHUNK];
+  long long at[CHUNK];  // position x E
+  int pos[CHUNK];       // -1 beyond the segment's end
 };
 
 __device__ __forceinline__ void select_sum(float4 &d, const unsigned (&q)[4], float b0, float b1) {
@@ -40,7 +41,9 @@ __device__ __forceinline__ void select_sum(float4 &d, const unsigned (&q)[4], fl
 __device__ __forceinline__ float low_part(float v) {
   return v - __uint_as_float(__float_as_uint(v) & 0xffffe000u);
 }
-__device__ __forceinline__ float2 load_pair(const io_t *p, bool ok0, bool ok1) {
+// Two channels at p, zero where they do not exist; one load where `pairs` allows it.
+__device__ __forceinline__ float2 load_pair(const io_t *p, bool ok0, bool ok1, int pairs) {
+  if (pairs) return ok0 ? unpack(*(const io_pair *)p) : make_float2(0.f, 0.f);
   return make_float2(ok0 ? to_float(p[0]) : 0.f, ok1 ? to_float(p[1]) : 0.f);
 }
 
@@ -58,6 +61,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
   const int len = p.lengths[w.k], first = w.segment * p.segment, stop = min(first + p.segment, len);
   const int *route = p.route + (long long)w.k * p.M;
   const long long ke = (long long)w.k * p.E + e;
+  const io_t *pu = o.u + u_row * p.E + e, *pd = p.delta + row * p.E + e, *py = p.x + dy_row * p.E + e;
+  const io_t *pz = p.z ? p.z + dy_row * p.E + e : nullptr;
 
   float a2[2][2], dA[2][2] = {}, g[2][2];  // [channel][state]
 #pragma unroll
@@ -82,7 +87,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
   for (int c = chunks - 1; c >= 0; c--) {
     const int base = first + c * CHUNK, steps = min(CHUNK, stop - base);
     __syncthreads();
-    if (tid < CHUNK) sm.pos[tid] = tid < steps ? route[base + tid] : -1;
+    if (tid < CHUNK) {
+      const int pos = tid < steps ? route[base + tid] : -1;
+      sm.pos[tid] = pos;
+      sm.at[tid] = (long long)max(pos, 0) * p.E;
+    }
     __syncthreads();
     for (int i = tid; i < CHUNK * NS; i += WARPS * 32) {
       const int t = i / NS, n = i % NS, pos = sm.pos[t];
@@ -92,22 +101,29 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
       sm.bc[t][n >> 1][2 + (n & 1)] = ok ? to_float(p.Cm[at]) : 0.f;
     }
 #pragma unroll 1
-    for (int tile = 0; tile < TILES; tile++) {
-      const int t = tile * TILE + tr, pos = sm.pos[t];
-      float4 st = make_float4(0.f, 0.f, 0.f, 0.f);
-      float2 dy = make_float2(0.f, 0.f);
-      if (pos >= 0) {
-        const float2 u = load_pair(o.u + (u_row + pos) * p.E + e, ok0, ok1);
-        const float2 d = load_pair(p.delta + (row + pos) * p.E + e, ok0, ok1);
-        st.x = p.softplus ? softplus(d.x + bias.x) : d.x + bias.x;
-        st.y = p.softplus ? softplus(d.y + bias.y) : d.y + bias.y;
-        st.z = st.x * u.x, st.w = st.y * u.y;
-        const long long at = (dy_row + pos) * p.E + e;
-        if (ok0) dy.x = load_dy(p, at);
-        if (ok1) dy.y = load_dy(p, at + 1);
+    for (int half = 0; half < TILES; half += BATCH) {  // all loads of a batch are on their way before the first is used
+      float2 u[BATCH], d[BATCH], dy[BATCH], gate[BATCH];
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const int t = (half + i) * TILE + tr;
+        const long long at = sm.at[t];
+        u[i] = load_pair(pu + at, ok0, ok1, p.pairs), d[i] = load_pair(pd + at, ok0, ok1, p.pairs);
+        dy[i] = load_pair(py + at, ok0, ok1, p.pairs);
+        if (p.z) gate[i] = load_pair(pz + at, ok0, ok1, p.pairs);
       }
-      sm.step[warp][t][cp] = st;
-      sm.dy[warp][t][cp] = dy;
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const int t = (half + i) * TILE + tr;
+        const bool ok = sm.pos[t] >= 0;
+        float2 dt = make_float2(d[i].x + bias.x, d[i].y + bias.y);
+        if (p.softplus) dt = make_float2(softplus(dt.x), softplus(dt.y));
+        if (!ok) dt = make_float2(0.f, 0.f);
+        const float scale = ok ? p.scale : 0.f;
+        float2 g = make_float2(dy[i].x * scale, dy[i].y * scale);
+        if (p.z) g.x *= silu(gate[i].x), g.y *= silu(gate[i].y);
+        sm.step[warp][t][cp] = make_float4(dt.x, dt.y, dt.x * u[i].x, dt.y * u[i].y);
+        sm.dy[warp][t][cp] = g;
+      }
     }
     float h[2][2];
     const long long entry = (long long)(base / CHUNK) * p.batch * p.K + bk;
@@ -139,12 +155,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
       const float4 entry_state = sm.state[warp][tile][lane];
       const float h0[2][2] = {{entry_state.x, entry_state.y}, {entry_state.z, entry_state.w}};
       // This lane writes the gradients of step `tr` for its pair of channels; its inputs are on their way meanwhile.
-      const int own = sm.pos[tile * TILE + tr];
-      float2 u = make_float2(0.f, 0.f), d = u;
-      if (own >= 0) {
-        u = load_pair(o.u + (u_row + own) * p.E + e, ok0, ok1);
-        d = load_pair(p.delta + (row + own) * p.E + e, ok0, ok1);
-      }
+      const bool own = sm.pos[tile * TILE + tr] >= 0;
+      const long long own_at = sm.at[tile * TILE + tr];
+      const float2 u = load_pair(pu + own_at, ok0, ok1, p.pairs), d = load_pair(pd + own_at, ok0, ok1, p.pairs);
       float hs[TILE][2][2], decay[TILE][2][2];
 #pragma unroll
       for (int t = 0; t < TILE; t++) {
@@ -196,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
         const float4 x = sm.cross[warp][tr][z * 4 + cp];
         v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
       }
-      if (own >= 0) {
+      if (own) {
         const float4 st = sm.step[warp][tile * TILE + tr][cp];
         const float2 dy = sm.dy[warp][tile * TILE + tr][cp];
         const float gx[2] = {fmaf(v.x, st.x, skip.x * dy.x), fmaf(v.y, st.y, skip.y * dy.y)};
@@ -204,7 +217,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
         if (p.softplus) gd[0] *= sigmoid(d.x + bias.x), gd[1] *= sigmoid(d.y + bias.y);
         sum_D.x = fmaf(dy.x, u.x, sum_D.x), sum_D.y = fmaf(dy.y, u.y, sum_D.y);
         sum_bias.x += gd[0], sum_bias.y += gd[1];
-        const long long at = (row + own) * p.E + e;
+        const long long at = row * p.E + own_at + e;
+        if (p.pairs && o.dx && o.ddelta) {
+          if (ok0) {
+            *(io_pair *)(o.dx + at) = pack(make_float2(gx[0], gx[1]));
+            *(io_pair *)(o.ddelta + at) = pack(make_float2(gd[0], gd[1]));
+          }
+        } else {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           if (!(i ? ok1 : ok0)) continue;
@@ -212,6 +231,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
           else o.dx_sum[at + i] = p.n0 ? o.dx_sum[at + i] + gx[i] : gx[i];
           if (o.ddelta) o.ddelta[at + i] = from_float<io_t>(gd[i]);
           else o.ddelta_sum[at + i] = p.n0 ? o.ddelta_sum[at + i] + gd[i] : gd[i];
+        }
         }
       }
       __syncthreads();

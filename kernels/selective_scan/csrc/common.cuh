@@ -22,6 +22,21 @@ template <> __device__ __forceinline__ float from_float<float>(float v) { return
 template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
 template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
 
+// Two neighbouring channels as one load or store; needs an even E and aligned tensors.
+#if IO == 0
+typedef float2 io_pair;
+__device__ __forceinline__ float2 unpack(io_pair v) { return v; }
+__device__ __forceinline__ io_pair pack(float2 v) { return v; }
+#elif IO == 1
+typedef __nv_bfloat162 io_pair;
+__device__ __forceinline__ float2 unpack(io_pair v) { return __bfloat1622float2(v); }
+__device__ __forceinline__ io_pair pack(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
+#else
+typedef __half2 io_pair;
+__device__ __forceinline__ float2 unpack(io_pair v) { return __half22float2(v); }
+__device__ __forceinline__ io_pair pack(float2 v) { return __floats2half2_rn(v.x, v.y); }
+#endif
+
 __device__ __forceinline__ float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -32,14 +47,13 @@ __device__ __forceinline__ float lg2(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// log(1 + e^x). The logarithm alone would lose every digit of a small step, so below e^x = 1/16 a series takes over.
+// log(1 + e^x). The logarithm alone would lose every digit of a small step, so below e^x = 1/128 two terms of its series take over (2e-5).
 __device__ __forceinline__ float softplus(float x) {
 #if IO == 0
   return x > 20.f ? x : log1pf(expf(x));
 #else
   const float e = ex2(x * LOG2E);
-  const float series = e * fmaf(e, fmaf(e, fmaf(e, -0.25f, 0.33333333f), -0.5f), 1.f);
-  const float r = e < 0.0625f ? series : lg2(1.f + e) * LN2;
+  const float r = e < 0.0078125f ? fmaf(-0.5f * e, e, e) : lg2(1.f + e) * LN2;
   return x > 20.f ? x : r;
 #endif
 }
@@ -54,7 +68,7 @@ struct Scan {
   const int *route, *lengths;
   long long L;
   int batch, K, E, N, n0, Ns, M, segments, segment, tiles;
-  int x_per_route, softplus;
+  int x_per_route, softplus, pairs;  // pairs: io_pair may be used
   float scale;  // of the incoming gradient: 1 / K where routes are averaged
 };
 
@@ -75,15 +89,7 @@ __device__ __forceinline__ long long state_at(const Scan &p, long long slot, int
 __device__ __forceinline__ float load_A(const Scan &p, int k, int n, int e) {  // zero beyond the edges: a decay of 1
   return e < p.E && n < p.Ns ? p.A[((long long)k * p.E + e) * p.N + p.n0 + n] * LOG2E : 0.f;
 }
-// Gradient of y at one element of `dout` = p.x: through the merge's scale and the gate.
-__device__ __forceinline__ float load_dy(const Scan &p, long long at) {
-  float d = to_float(p.x[at]) * p.scale;
-  if (p.z) {
-    const float g = to_float(p.z[at]);
-    d *= g * sigmoid(g);
-  }
-  return d;
-}
+__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 __device__ __forceinline__ long long x_row_of(const Scan &p, const Where &w) {
   return (p.x_per_route ? (long long)w.b * p.K + w.k : (long long)w.b) * p.L;
 }
