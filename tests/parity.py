@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script: `tests` becomes importable
 
-from tests.parity_cases.common import Comparison  # noqa: E402
+from tests.parity_cases.common import Comparison
 
 # One module per folder format; each has matches(folder) and run(folder), which yields comparisons case by case.
 FORMATS = ("vim", "umamba")
@@ -46,7 +46,10 @@ def main() -> int:
         failed = [c for c in comparisons if not c.passed]
         for c in comparisons if args.verbose else failed or [worst]:
             verdict = "ok  " if c.passed else "MISS"
-            print(f"{verdict} {case}  {c.array}  {c.error:.2e} / {c.tolerance:.2e}  ({len(comparisons)} arrays)", flush=True)
+            print(
+                f"{verdict} {case}  {c.array}  {c.error:.2e} / {c.tolerance:.2e}  ({len(comparisons)} arrays)",
+                flush=True,
+            )
         cases += 1
         missed += bool(failed)
     print(f"{cases - missed} of {cases} cases within tolerance")

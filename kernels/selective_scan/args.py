@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Grads", "ScanArgs", "compute_dtype", "gate_gradient"]
+__all__ = ["Grads", "ScanArgs", "as_inputs", "compute_dtype", "gate_gradient"]
 
 # Gradients of the first eight fields of ScanArgs, in their dtypes and flattened shapes; None where there is no input.
 Grads = tuple[Tensor | None, ...]
@@ -32,6 +32,12 @@ class ScanArgs(NamedTuple):
     routes: tuple[str, ...]
     grid: tuple[int, ...]
     merge: str
+
+
+def as_inputs(grads: Grads, args: ScanArgs) -> Grads:
+    """Gradients cast to the dtypes of the inputs that they belong to."""
+    pairs = zip(grads, args[:8], strict=True)
+    return tuple(None if grad is None or value is None else grad.to(value.dtype) for grad, value in pairs)
 
 
 def gate_gradient(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype, gate_gradient
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, as_inputs, compute_dtype, gate_gradient
 from ssmvision.kernels.selective_scan.config import n_saved
 from ssmvision.kernels.selective_scan.tiles import Plan, Tile, make_plan
 
@@ -200,6 +200,11 @@ def _adjoint_tile(a_steps: tuple[Tensor, ...], g_steps: tuple[Tensor, ...], carr
     return carries[-1]
 
 
+def _raw_step_gradient(steps: _Steps, d_dt: Tensor, mask: Tensor | None, delta_softplus: bool) -> Tensor:
+    d_raw = d_dt if mask is None else d_dt * mask
+    return d_raw * torch.sigmoid(steps.raw) if delta_softplus else d_raw
+
+
 def _backward_tile(
     args: ScanArgs,
     plan: Plan,
@@ -240,12 +245,9 @@ def _backward_tile(
     grads.A += a.mul_(steps.dt.unsqueeze(-2)).sum((0, 1, 2))
     du = d_input * steps.dt
     if args.D is not None:
-        D = args.D.to(dtype)
-        du.addcmul_(dy, D)
+        du.addcmul_(dy, args.D.to(dtype))
         grads.D += (dy * steps.u).sum((0, 1, 2))
-    d_raw = d_dt if mask is None else d_dt * mask
-    if args.delta_softplus:
-        d_raw = d_raw * torch.sigmoid(steps.raw)
+    d_raw = _raw_step_gradient(steps, d_dt, mask, args.delta_softplus)
     grads.bias += d_raw.sum((0, 1, 2))
     plan.scatter_add(d_raw, grads.delta, tile)
     plan.scatter_add(du, grads.x, tile)
@@ -281,4 +283,4 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     dbias = None if args.delta_bias is None else grads.bias
     dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.to(dtype), ungated)
     all_grads = (grads.x, grads.delta, grads.A.transpose(1, 2), grads.B, grads.C, dD, dz, dbias)
-    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(all_grads, args[:8], strict=True))
+    return as_inputs(all_grads, args)

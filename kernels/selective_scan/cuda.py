@@ -101,6 +101,11 @@ def _pairs(t: _Inputs, x: Tensor) -> bool:
     return t.delta.shape[-1] % 2 == 0 and all(v.data_ptr() % (2 * v.element_size()) == 0 for v in walked)
 
 
+def _forward_defines(args: ScanArgs, dtype: torch.dtype, states: int, channels: int, threads: int) -> dict[str, int]:
+    flags = {"SOFTPLUS": int(args.delta_softplus), "GATE": int(args.z is not None)}
+    return {"IO": IO[dtype], "NS": state_lanes(min(states, GROUP)), "CH": channels, "THREADS": threads, **flags}
+
+
 def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConfig, tile: int) -> Scan:
     """The parameter block for all states; `_groups` sets n0 and Ns."""
     batch, routes, length, channels = t.delta.shape
@@ -116,8 +121,6 @@ def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConf
         segment=config.segment,
         tiles=-(-channels // tile),
         x_per_route=int(x.dim() == 4),
-        softplus=int(args.delta_softplus),
-        pairs=int(_pairs(t, x)),
         scale=1 / routes if args.merge == "mean" else 1.0,
     )
 
@@ -172,7 +175,7 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     config = forward_config(batch * routes, channels, table.steps)
     n_state = t.A.shape[2]
     ch = config.channels if _pairs(t, t.x) else 1
-    defines = {"IO": IO[dtype], "NS": state_lanes(min(n_state, GROUP)), "CH": ch, "THREADS": config.threads}
+    defines = _forward_defines(args, dtype, n_state, ch, config.threads)
     scan = _scan(args, t, t.x, table, config, config.threads * ch)
     last = torch.empty(batch, routes, n_state, channels, device=device)
     saved = torch.zeros(n_saved(length) if save_states else 0, *last.shape, device=device)
@@ -237,7 +240,8 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
         *(_address(v) for v in (t.x, saved, carry, *places, *sums, dB, dC, dA, dD, dbias)),
         u_per_route=int(not shared_x),
     )
-    defines = {"IO": IO[dtype]}
+    flags = {"PAIRS": int(_pairs(t, dout)), "SOFTPLUS": int(args.delta_softplus), "GATE": int(t.z is not None)}
+    defines = {"IO": IO[dtype], **flags}
     _launch("scan_backward", "scan_backward", defines, scan, block, 128, device.index, BACKWARD_SHARED_BYTES)
     dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dtype).contiguous())
     grads = (
@@ -265,7 +269,7 @@ def _adjoint_entries(
     """Adjoint entering each segment from behind: the forward's first pass on the reverse recurrence."""
     threads = forward_config(1, t.delta.shape[-1], table.steps).threads
     scan = _scan(args, t._replace(B=t.C), dout, table, config, threads)
-    defines = {"IO": IO[dtype], "NS": state_lanes(min(scan.N, GROUP)), "CH": 1, "THREADS": threads}
+    defines = _forward_defines(args, dtype, scan.N, 1, threads)
     return _segment_entries(t, scan, defines, start, reverse=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import product
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Scan(ctypes.Structure):
     _fields_ = _fields(
         "x delta Bm Cm z A D bias route lengths",
         ("L", LONG),
-        *_ints("batch K E N n0 Ns M segments segment tiles x_per_route softplus pairs"),
+        *_ints("batch K E N n0 Ns M segments segment tiles x_per_route"),
         ("scale", FLOAT),
     )
 
@@ -53,13 +54,19 @@ def state_lanes(states: int) -> int:
     return next(size for size in (1, 2, 4, 8, 16) if states <= size)
 
 
+FLOATS = tuple(IO.values())
+FORWARD = {"THREADS": 64, "SOFTPLUS": 1}
+
 register_program(
     ProgramSpec(
         "scan_forward",
         PACKAGE,
         "csrc/forward.cu",
         dict.fromkeys(("scan_forward", "scan_state", "scan_adjoint"), (Scan, ForwardOut)),
-        [{"IO": io, "NS": ns, "CH": ch, "THREADS": 64} for io in IO.values() for ns in (1, 16) for ch in (1, 2)],
+        [
+            {"IO": io, "NS": ns, "CH": ch, "GATE": gate, **FORWARD}
+            for io, ns, ch, gate in product(FLOATS, (1, 16), (1, 2), (0, 1))
+        ],
     )
 )
 register_program(
@@ -68,7 +75,7 @@ register_program(
         PACKAGE,
         "csrc/backward.cu",
         {"scan_backward": (Scan, BackwardOut)},
-        [{"IO": io} for io in IO.values()],
+        [{"IO": io, "PAIRS": 1, "SOFTPLUS": 1, "GATE": gate} for io, gate in product(FLOATS, (0, 1))],
     )
 )
 register_program(
@@ -81,6 +88,6 @@ register_program(
             "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, LONG),
             "gate_backward": (*(POINTER,) * 4, LONG),
         },
-        [{"IO": io} for io in IO.values()],
+        [{"IO": io} for io in FLOATS],
     )
 )

@@ -193,7 +193,8 @@ def _groups(B: Tensor, C: Tensor, channels: int) -> int:
 
 def _split_channels(t: Tensor, groups: int) -> Tensor:
     """(B, D, L) -> (B, G, L, D / G)."""
-    return t.unflatten(1, (groups, -1)).transpose(2, 3)
+    split: Tensor = t.unflatten(1, (groups, -1)).transpose(2, 3)
+    return split
 
 
 def _per_group(name: str, t: Tensor, groups: int, batch: int, length: int) -> Tensor:

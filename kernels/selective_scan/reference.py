@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.routes import route_index
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, compute_dtype, gate_gradient
+from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, as_inputs, compute_dtype, gate_gradient
 from ssmvision.kernels.selective_scan.config import n_saved
 
 __all__ = [
@@ -149,8 +149,7 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
         dx_k.index_add_(1, index, du)
         for target, value in ((ddelta, d_raw), (dB, dB_k), (dC, dC_k)):
             target[:, k].index_copy_(1, index, value)
-    grads = (dx, ddelta, dA, dB, dC, dD, dz, dbias)
-    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, args[:8], strict=True))
+    return as_inputs((dx, ddelta, dA, dB, dC, dD, dz, dbias), args)
 
 
 def selective_scan_complex(

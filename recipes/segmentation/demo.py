@@ -26,7 +26,6 @@ from ssmvision.recipes.segmentation.demo_config import DemoConfig
 from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, write_dataset
 from ssmvision.recipes.segmentation.demo_report import FIGURES, ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
 from ssmvision.recipes.segmentation.evaluate import Evaluation, evaluate_pairs
-from ssmvision.recipes.segmentation.report import write_bytes
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
 from ssmvision.recipes.segmentation.writing import write_label_map
 
@@ -205,4 +204,4 @@ def _write_scores(path: Path, outcome: DemoOutcome) -> None:
         "finished": outcome.finished,
         "settings": {key: value for key, value in asdict(outcome.config).items() if key != "out"},
     }
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(path, json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from ssmvision.recipes.segmentation.demo_config import DemoConfig, SlabConfig
 from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, load_anatomy, split_slabs
 from ssmvision.recipes.segmentation.evaluate import Evaluation
 from ssmvision.recipes.segmentation.figures import Overlay, curves_png, overlay_png
-from ssmvision.recipes.segmentation.report import Facts, Highlight, Picture, Report, write_bytes, write_report
+from ssmvision.recipes.segmentation.report import Facts, Highlight, Picture, Report, write_report
 from ssmvision.recipes.segmentation.report_parts import (
     environment_facts,
     scores_table,

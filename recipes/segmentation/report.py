@@ -10,19 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 import ssmvision
-from ssmvision.recipes.segmentation.writing import check_free, write_atomic
+from ssmvision.recipes.segmentation.writing import check_free, write_bytes
 
-__all__ = [
-    "Facts",
-    "Highlight",
-    "Picture",
-    "Report",
-    "Row",
-    "Table",
-    "render_report",
-    "write_bytes",
-    "write_report",
-]
+__all__ = ["Facts", "Highlight", "Picture", "Report", "Row", "Table", "render_report", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -122,15 +112,6 @@ def render_report(report: Report) -> str:
     return environment.from_string(source).render(report=report, version=ssmvision.__version__)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, completely or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_atomic(path, write)
-
-
 def write_report(path: str | Path, report: Report, overwrite: bool = False) -> Path:
     """Writes a report as one HTML file, completely or not at all.
 
@@ -142,6 +123,5 @@ def write_report(path: str | Path, report: Report, overwrite: bool = False) -> P
     """
     path = Path(path)
     check_free(path, overwrite)
-    html = render_report(report)
-    write_bytes(path, html.encode("utf-8"))
+    write_bytes(path, render_report(report))
     return path

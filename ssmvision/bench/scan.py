@@ -142,7 +142,8 @@ def _loop(t: dict[str, Tensor], case: Case) -> Tensor:
         **flat, A=t["A"], D=t["D"], z=t["z"].flatten(1, -2), delta_bias=t["delta_bias"], delta_softplus=True,
         routes=case.routes, grid=case.grid, merge="sum",
     )  # fmt: skip
-    return selective_scan_nd_reference(args)[0].unflatten(1, case.grid)
+    out: Tensor = selective_scan_nd_reference(args)[0].unflatten(1, case.grid)
+    return out
 
 
 def _time_ms(f: Callable[[], object], config: BenchScanConfig) -> float:

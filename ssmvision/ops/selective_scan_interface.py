@@ -82,7 +82,8 @@ def mamba_inner_fn(
         C = _over_time(projected[..., -width:], C_proj_bias, A, length)
     y = selective_scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, backend=backend)
     assert isinstance(y, Tensor)
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    out: Tensor = F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return out
 
 
 def _over_time(projected: Tensor, bias: Tensor | None, A: Tensor, length: int) -> Tensor:

@@ -3,7 +3,7 @@
 // every 8 steps in shared memory; then each 8 steps are recomputed into registers and walked backwards with the adjoint
 // g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}. dB and dC are summed over the warp's channels by tensor-core products with a
 // selector matrix, over the block's warps in shared memory, and over blocks by the caller: no atomics anywhere.
-// Defines: IO (0 float, 1 bfloat16, 2 half).
+// Defines: IO (0 float, 1 bfloat16, 2 half), PAIRS (whether io_pair may be used), SOFTPLUS, GATE (0, 1).
 #include "common.cuh"
 
 constexpr int WARPS = 4, NS = 16, TILE = 8, TILES = CHUNK / TILE, CHANNELS = WARPS * 8, SUM_STRIDE = 36, BATCH = 4;
@@ -41,10 +41,32 @@ __device__ __forceinline__ void select_sum(float4 &d, const unsigned (&q)[4], fl
 __device__ __forceinline__ float low_part(float v) {
   return v - __uint_as_float(__float_as_uint(v) & 0xffffe000u);
 }
-// Two channels at p, zero where they do not exist; one load where `pairs` allows it.
-__device__ __forceinline__ float2 load_pair(const io_t *p, bool ok0, bool ok1, int pairs) {
-  if (pairs) return ok0 ? unpack(*(const io_pair *)p) : make_float2(0.f, 0.f);
-  return make_float2(ok0 ? to_float(p[0]) : 0.f, ok1 ? to_float(p[1]) : 0.f);
+// Two neighbouring channels, as they are in memory.
+#if PAIRS
+typedef io_pair raw_t;
+__device__ __forceinline__ raw_t load_pair(const io_t *p, bool) { return *(const io_pair *)p; }
+__device__ __forceinline__ float2 widen(raw_t v) { return unpack(v); }
+#else
+struct raw_t {
+  io_t v[2];
+};
+__device__ __forceinline__ raw_t load_pair(const io_t *p, bool second) { return {{p[0], p[second]}}; }
+__device__ __forceinline__ float2 widen(raw_t r) { return make_float2(to_float(r.v[0]), to_float(r.v[1])); }
+#endif
+
+// Two channels' gradients: rounded into `out`, or where that is null kept or added up in `sum`.
+__device__ __forceinline__ void put_pair(io_t *out, float *sum, long long at, const float (&v)[2], bool ok0, bool ok1,
+                                         int add) {
+  if (PAIRS && out) {
+    if (ok0) *(io_pair *)(out + at) = pack(make_float2(v[0], v[1]));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (!(i ? ok1 : ok0)) continue;
+    if (out) out[at + i] = from_float<io_t>(v[i]);
+    else sum[at + i] = add ? sum[at + i] + v[i] : v[i];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const Scan p, const BackwardOut o) {
@@ -61,8 +83,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
   const int len = p.lengths[w.k], first = w.segment * p.segment, stop = min(first + p.segment, len);
   const int *route = p.route + (long long)w.k * p.M;
   const long long ke = (long long)w.k * p.E + e;
-  const io_t *pu = o.u + u_row * p.E + e, *pd = p.delta + row * p.E + e, *py = p.x + dy_row * p.E + e;
-  const io_t *pz = p.z ? p.z + dy_row * p.E + e : nullptr;
+  // Lanes beyond the channels read the first ones: their decay is 1 and their dy 0, and they write nothing.
+  const int at_e = ok0 ? e : 0;
+  const io_t *pu = o.u + u_row * p.E + at_e, *pd = p.delta + row * p.E + at_e, *py = p.x + dy_row * p.E + at_e;
+  const io_t *pz = GATE ? p.z + dy_row * p.E + at_e : nullptr;
 
   float a2[2][2], dA[2][2] = {}, g[2][2];  // [channel][state]
 #pragma unroll
@@ -102,26 +126,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
     }
 #pragma unroll 1
     for (int half = 0; half < TILES; half += BATCH) {  // all loads of a batch are on their way before the first is used
-      float2 u[BATCH], d[BATCH], dy[BATCH], gate[BATCH];
+      raw_t u[BATCH], d[BATCH], dy[BATCH], gate[GATE ? BATCH : 1];
 #pragma unroll
       for (int i = 0; i < BATCH; i++) {
         const int t = (half + i) * TILE + tr;
         const long long at = sm.at[t];
-        u[i] = load_pair(pu + at, ok0, ok1, p.pairs), d[i] = load_pair(pd + at, ok0, ok1, p.pairs);
-        dy[i] = load_pair(py + at, ok0, ok1, p.pairs);
-        if (p.z) gate[i] = load_pair(pz + at, ok0, ok1, p.pairs);
+        u[i] = load_pair(pu + at, ok1), d[i] = load_pair(pd + at, ok1), dy[i] = load_pair(py + at, ok1);
+        if (GATE) gate[i] = load_pair(pz + at, ok1);
       }
 #pragma unroll
       for (int i = 0; i < BATCH; i++) {
         const int t = (half + i) * TILE + tr;
         const bool ok = sm.pos[t] >= 0;
-        float2 dt = make_float2(d[i].x + bias.x, d[i].y + bias.y);
-        if (p.softplus) dt = make_float2(softplus(dt.x), softplus(dt.y));
-        if (!ok) dt = make_float2(0.f, 0.f);
-        const float scale = ok ? p.scale : 0.f;
-        float2 g = make_float2(dy[i].x * scale, dy[i].y * scale);
-        if (p.z) g.x *= silu(gate[i].x), g.y *= silu(gate[i].y);
-        sm.step[warp][t][cp] = make_float4(dt.x, dt.y, dt.x * u[i].x, dt.y * u[i].y);
+        const float2 raw = widen(d[i]), x = widen(u[i]), y = widen(dy[i]);
+        const float dt0 = ok ? step_size(raw.x + bias.x) : 0.f, dt1 = ok ? step_size(raw.y + bias.y) : 0.f;
+        float2 g = make_float2(ok && ok0 ? y.x * p.scale : 0.f, ok && ok1 ? y.y * p.scale : 0.f);
+        if (GATE) {
+          const float2 z = widen(gate[i]);
+          g.x *= silu(z.x), g.y *= silu(z.y);
+        }
+        sm.step[warp][t][cp] = make_float4(dt0, dt1, dt0 * x.x, dt1 * x.y);
         sm.dy[warp][t][cp] = g;
       }
     }
@@ -157,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
       // This lane writes the gradients of step `tr` for its pair of channels; its inputs are on their way meanwhile.
       const bool own = sm.pos[tile * TILE + tr] >= 0;
       const long long own_at = sm.at[tile * TILE + tr];
-      const float2 u = load_pair(pu + own_at, ok0, ok1, p.pairs), d = load_pair(pd + own_at, ok0, ok1, p.pairs);
+      const raw_t own_u = load_pair(pu + own_at, ok1), own_d = load_pair(pd + own_at, ok1);
       float hs[TILE][2][2], decay[TILE][2][2];
 #pragma unroll
       for (int t = 0; t < TILE; t++) {
@@ -210,29 +234,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
         v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
       }
       if (own) {
+        const float2 u = widen(own_u), d = widen(own_d);
         const float4 st = sm.step[warp][tile * TILE + tr][cp];
         const float2 dy = sm.dy[warp][tile * TILE + tr][cp];
         const float gx[2] = {fmaf(v.x, st.x, skip.x * dy.x), fmaf(v.y, st.y, skip.y * dy.y)};
         float gd[2] = {fmaf(v.x, u.x, v.z * LN2), fmaf(v.y, u.y, v.w * LN2)};
-        if (p.softplus) gd[0] *= sigmoid(d.x + bias.x), gd[1] *= sigmoid(d.y + bias.y);
+        if (SOFTPLUS) gd[0] *= sigmoid(d.x + bias.x), gd[1] *= sigmoid(d.y + bias.y);
         sum_D.x = fmaf(dy.x, u.x, sum_D.x), sum_D.y = fmaf(dy.y, u.y, sum_D.y);
         sum_bias.x += gd[0], sum_bias.y += gd[1];
         const long long at = row * p.E + own_at + e;
-        if (p.pairs && o.dx && o.ddelta) {
-          if (ok0) {
-            *(io_pair *)(o.dx + at) = pack(make_float2(gx[0], gx[1]));
-            *(io_pair *)(o.ddelta + at) = pack(make_float2(gd[0], gd[1]));
-          }
-        } else {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          if (!(i ? ok1 : ok0)) continue;
-          if (o.dx) o.dx[at + i] = from_float<io_t>(gx[i]);
-          else o.dx_sum[at + i] = p.n0 ? o.dx_sum[at + i] + gx[i] : gx[i];
-          if (o.ddelta) o.ddelta[at + i] = from_float<io_t>(gd[i]);
-          else o.ddelta_sum[at + i] = p.n0 ? o.ddelta_sum[at + i] + gd[i] : gd[i];
-        }
-        }
+        put_pair(o.dx, o.dx_sum, at, gx, ok0, ok1, p.n0);
+        put_pair(o.ddelta, o.ddelta_sum, at, gd, ok0, ok1, p.n0);
       }
       __syncthreads();
       {  // the block's dB and dC of these 8 steps: one state per thread

@@ -1,5 +1,8 @@
 // Shared by the selective-scan kernels: dtypes, fast exponentials, the parameter block, and step addressing.
 #pragma once
+#ifndef SOFTPLUS
+#define SOFTPLUS 1
+#endif
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -57,6 +60,8 @@ __device__ __forceinline__ float softplus(float x) {
   return x > 20.f ? x : r;
 #endif
 }
+// Step size from delta plus bias.
+__device__ __forceinline__ float step_size(float raw) { return SOFTPLUS ? softplus(raw) : raw; }
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + ex2(-x * LOG2E)); }
 
 // One scan. Grid order tensors: x (B, [K,] L, E), delta (B, K, L, E), Bm, Cm (B, K, L, N); A (K, E, N), D, bias (K, E).
@@ -68,7 +73,7 @@ struct Scan {
   const int *route, *lengths;
   long long L;
   int batch, K, E, N, n0, Ns, M, segments, segment, tiles;
-  int x_per_route, softplus, pairs;  // pairs: io_pair may be used
+  int x_per_route;
   float scale;  // of the incoming gradient: 1 / K where routes are averaged
 };
 

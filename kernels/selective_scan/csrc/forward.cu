@@ -1,6 +1,6 @@
 // Forward selective scan. A thread owns CH neighbouring channels and all NS >= Ns states of each in registers and walks a
 // segment of a route step by step. The block stages B, C and the steps' addresses, 16 steps at a time; nothing crosses
-// lanes. Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), THREADS.
+// lanes. Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), THREADS, SOFTPLUS, GATE (0, 1).
 #include "common.cuh"
 
 constexpr int STEPS = 16, AHEAD = CH == 1 ? 8 : 4;
@@ -56,7 +56,7 @@ template <bool STATE, bool ADJOINT> struct Walker {
     steps = max(stop - first, 0);
     bk = (long long)w.b * p.K + w.k, row = row_of(p, w), x_row = x_row_of(p, w);
     const int at = live ? e : 0;  // lanes beyond the channels read the first ones and write nothing
-    px = p.x + x_row * p.E + at, pd = p.delta + row * p.E + at, pz = p.z ? p.z + x_row * p.E + at : nullptr;
+    px = p.x + x_row * p.E + at, pd = p.delta + row * p.E + at, pz = GATE ? p.z + x_row * p.E + at : nullptr;
     const long long slot = bk * p.segments + w.segment;
 #pragma unroll
     for (int c = 0; c < CH; c++) {
@@ -107,7 +107,7 @@ template <bool STATE, bool ADJOINT> struct Walker {
     for (int j = 0; j < AHEAD; j++) {
       const long long at = sm.at[(s / STEPS) & 3][(s + j) % STEPS];
       nx[j] = *(const raw_t *)(px + at), nd[j] = *(const raw_t *)(pd + at);
-      if (ADJOINT && p.z) nz[j] = *(const raw_t *)(pz + at);
+      if (ADJOINT && GATE) nz[j] = *(const raw_t *)(pz + at);
     }
   }
   __device__ __forceinline__ void finish(int r, int t, float (&y)[CH]) {
@@ -122,7 +122,7 @@ template <bool STATE, bool ADJOINT> struct Walker {
     }
     const long long to = (o.out_per_route ? row : (long long)w.b * p.L) * p.E + at;
     if (o.ungated) store(o.ungated + to, y);
-    if (p.z) {
+    if (GATE) {
       float g[CH];
       widen(*(const raw_t *)(p.z + to), g);
 #pragma unroll
@@ -137,10 +137,10 @@ template <bool STATE, bool ADJOINT> struct Walker {
     for (int j = 0; j < AHEAD; j++) {
       widen(nx[j], x[j]), widen(nd[j], d[j]);
       if (ADJOINT) {
-        float g[CH];
-        widen(nz[j], g);
+        float g[CH] = {};
+        if (GATE) widen(nz[j], g);
 #pragma unroll
-        for (int c = 0; c < CH; c++) x[j][c] *= p.z ? p.scale * silu(g[c]) : p.scale;
+        for (int c = 0; c < CH; c++) x[j][c] *= GATE ? p.scale * silu(g[c]) : p.scale;
       }
     }
     fetch_x(r * STEPS + t0 + AHEAD);
@@ -151,8 +151,8 @@ template <bool STATE, bool ADJOINT> struct Walker {
       float dt[CH], u[CH], y0[CH], y1[CH];
 #pragma unroll
       for (int c = 0; c < CH; c++) {
-        const float raw = d[j][c] + bias[c];
-        dt[c] = ok ? (p.softplus ? softplus(raw) : raw) : 0.f;
+        const float dt_c = step_size(d[j][c] + bias[c]);
+        dt[c] = ok ? dt_c : 0.f;
         if (STATE) sum[c] += dt[c];
         u[c] = ADJOINT ? (ok ? x[j][c] : 0.f) : dt[c] * x[j][c];
         y0[c] = skip[c] * x[j][c], y1[c] = 0.f;
