@@ -27,7 +27,7 @@ from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, write_
 from ssmvision.recipes.segmentation.demo_report import FIGURES, ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
 from ssmvision.recipes.segmentation.evaluate import Evaluation, evaluate_pairs
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
-from ssmvision.recipes.segmentation.writing import write_label_map
+from ssmvision.recipes.segmentation.writing import write_bytes, write_label_map
 
 __all__ = ["DemoResult", "run"]
 

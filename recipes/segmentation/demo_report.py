@@ -25,6 +25,7 @@ from ssmvision.recipes.segmentation.report_parts import (
 )
 from ssmvision.recipes.segmentation.train import RunResult
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
+from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["FIGURES", "ORACLE", "TWIN", "UMAMBA", "DemoOutcome", "demo_command", "write_demo_report"]
 
