@@ -6,7 +6,9 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_type_hints
 
+import docstring_parser
 import pytest
 
 from ssmvision import doctor
@@ -34,6 +36,21 @@ def test_every_row_of_the_table_is_real(command: Command) -> None:
 def test_every_command_has_help(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.name.split(), "--help"]) == 0
     assert f"usage: ssmvision {command.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_setting_is_documented_by_its_own_line(command: Command) -> None:
+    module, name = command.config.split(":")
+    assert undocumented(getattr(import_module(module), name)) == []
+
+
+def undocumented(config: type) -> list[str]:
+    """Fields whose text --help cannot show, since the class documents them together with others or not at all."""
+    assert is_dataclass(config)
+    documented = {param.arg_name for param in docstring_parser.parse(config.__doc__ or "").params if param.description}
+    missing = [f"{config.__name__}.{item.name}" for item in fields(config) if item.name not in documented]
+    nested = (kind for kind in get_type_hints(config).values() if is_dataclass(kind) and isinstance(kind, type))
+    return missing + [path for kind in nested for path in undocumented(kind)]
 
 
 @pytest.mark.parametrize("name", shipped_names())

@@ -57,8 +57,10 @@ class ModelConfig:
     Args:
         name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage.
         features_per_stage: channels per resolution; null: 32 doubled per stage up to 320 (3D) or 512 (2D).
-        strides, kernel_sizes: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
-        n_conv_per_stage, n_conv_per_stage_decoder: convolutions (residual blocks) per stage.
+        strides: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
+        kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
+        n_conv_per_stage: residual blocks per encoder stage.
+        n_conv_per_stage_decoder: residual blocks per decoder stage.
         mixer: "mamba", or "none" for the same network without its state-space layers.
         deep_supervision: train every decoder resolution, not only the finest.
     """
@@ -103,10 +105,12 @@ class TrainerConfig:
 
     Args:
         max_epochs: epochs of `steps_per_epoch` batches each, whatever the number of cases.
+        steps_per_epoch: optimiser steps, one batch each.
         max_minutes: stop after the epoch in which this much wall-clock time is spent; null: no limit.
         batch_size: patches per step.
         optimizer: "sgd" is Nesterov SGD with `momentum`; "adamw" ignores `momentum`.
         lr: start of the polynomial schedule lr * (1 - step / steps)^0.9.
+        momentum: of SGD; see `optimizer`.
         weight_decay: not applied to A_log, D, biases and norms.
         gradient_clip: largest gradient norm; 0: no clipping.
         precision: "32-true" or "bf16-mixed" (the scan itself stays in float32).
@@ -139,7 +143,10 @@ class TrainConfig:
     """One training run.
 
     Args:
-        data, model, augment, trainer: see their classes.
+        data: what to train on.
+        model: the network.
+        augment: random changes of the patches.
+        trainer: length, optimiser and hardware.
         out: run folder; receives model.safetensors, model.json, last.ckpt, metrics.csv and config.json.
         patch_size: of the training patches, one entry per spatial axis: three entries train a 3D network, two a 2D
             network on slices along the last axis.
@@ -190,11 +197,13 @@ class EvaluateConfig:
     """Comparison of label maps with references.
 
     Args:
-        prediction, reference: two NIfTI files, or two folders with files of the same names.
+        prediction: NIfTI file to score, or a folder of them.
+        reference: NIfTI file that counts as right, or a folder with files of the same names as `prediction`.
         labels: name to id of the classes to score; null: from dataset.json in or beside the reference folder, else
             every non-zero id found in the references.
         nsd_tolerance_mm: surfaces closer than this count as equal in the normalised surface Dice.
-        output_json, output_csv: files to write the scores to; null: none.
+        output_json: file for the scores of every case and their summary; null: none.
+        output_csv: file for a table of the scores, one line per case and class; null: none.
         overwrite: replace existing score files.
     """
 

@@ -82,8 +82,7 @@ def mamba_inner_fn(
         C = _over_time(projected[..., -width:], C_proj_bias, A, length)
     y = selective_scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, backend=backend)
     assert isinstance(y, Tensor)
-    out: Tensor = F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
-    return out
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
 def _over_time(projected: Tensor, bias: Tensor | None, A: Tensor, length: int) -> Tensor:
@@ -92,7 +91,8 @@ def _over_time(projected: Tensor, bias: Tensor | None, A: Tensor, length: int) -
         projected = projected + bias.to(projected.dtype)
     if not A.is_complex():
         return projected.transpose(1, 2)
-    return projected.unflatten(-1, (-1, 2)).transpose(1, 2).reshape(projected.shape[0], -1, 2 * length)
+    interleaved: Tensor = projected.unflatten(-1, (-1, 2)).transpose(1, 2)
+    return interleaved.reshape(projected.shape[0], -1, 2 * length)
 
 
 # Upstream's reference is the unfused composition around the same scan, which is what `mamba_inner_fn` is here.
