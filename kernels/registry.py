@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def register(op: str, backend: Backend) -> None:
     table = _OPS.setdefault(op, _Op()).backends
     table.append(backend)
     table.sort(key=lambda b: -b.priority)
+    _choose.cache_clear()
 
 
 def ops() -> tuple[str, ...]:
@@ -82,8 +84,8 @@ class _Wish:
     forbidden: tuple[str, ...]
 
 
-def _wish(op: str, backend: str) -> _Wish:
-    source, asked = ("backend", backend) if backend != "auto" else (ENV_VAR, os.environ.get(ENV_VAR, ""))
+def _wish(op: str, backend: str, environment: str) -> _Wish:
+    source, asked = ("backend", backend) if backend != "auto" else (ENV_VAR, environment)
     words = [w.strip() for w in asked.split(",") if w.strip() not in ("", "auto")]
     known = [b.name for b in _OPS[op].backends]
     for word in words:
@@ -99,7 +101,7 @@ def explain(op: str, request: Request, backend: str = "auto") -> dict[str, str |
     Raises:
         ValueError: `backend` or SSMVISION_BACKEND names a backend that `op` does not have.
     """
-    wish = _wish(op, backend)
+    wish = _wish(op, backend, os.environ.get(ENV_VAR, ""))
     reasons: dict[str, str | None] = {}
     for b in _OPS[op].backends:
         if wish.forced and b.name not in wish.forced:
@@ -118,10 +120,16 @@ def choose(op: str, request: Request, backend: str = "auto") -> Backend:
         NoBackendError: none may, with each one's reason.
         ValueError: see `explain`.
     """
+    return _choose(op, request, backend, os.environ.get(ENV_VAR, ""))
+
+
+@lru_cache(maxsize=256)
+def _choose(op: str, request: Request, backend: str, environment: str) -> Backend:
+    """Kept, because the reasons take longer to collect than a small kernel runs."""
     reasons = explain(op, request, backend)
     for b in _OPS[op].backends:
         if reasons[b.name] is None:
-            if b.slow and b.name not in _wish(op, backend).forced:
+            if b.slow and b.name not in _wish(op, backend, environment).forced:
                 _tell(op, b, request, reasons)
             return b
     lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

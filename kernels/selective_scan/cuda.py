@@ -178,14 +178,14 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     defines = _forward_defines(args, dtype, n_state, ch, config.threads)
     scan = _scan(args, t, t.x, table, config, config.threads * ch)
     last = torch.empty(batch, routes, n_state, channels, device=device)
-    saved = torch.zeros(n_saved(length) if save_states else 0, *last.shape, device=device)
+    saved = torch.empty(n_saved(length) if save_states else 0, *last.shape, device=device)
     entry = _segment_entries(t, scan, defines, None, reverse=False) if config.segments > 1 else None
 
     apart = args.merge == "none"
     direct = (apart or routes == 1) and n_state <= GROUP
     new = torch.empty if table.covers else torch.zeros
     out = new((batch, routes, length, channels) if apart else (batch, length, channels), dtype=dtype, device=device)
-    ungated = torch.zeros_like(out) if t.z is not None and save_states else None
+    ungated = new(out.shape, dtype=dtype, device=device) if t.z is not None and save_states else None
     partial = None if direct else new((batch, routes, length, channels), device=device)
     shown = (out, None, ungated) if direct else (None, partial, None)
     block = ForwardOut(
@@ -202,7 +202,7 @@ def _merge(t: _Inputs, partial: Tensor, ungated: Tensor | None, out: Tensor, sca
     total = out.numel()
     per_batch = total if apart else total // scan.batch
     kernel("scan_merge", "merge", {"IO": IO[out.dtype]}, out.device.index).launch(
-        (min(-(-total // BLOCK), 1 << 16), 1, 1),
+        _spread(total),
         (BLOCK, 1, 1),
         0,
         None,
@@ -231,30 +231,65 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     shared_x, grouped = t.x.dim() == 3, n_state > GROUP
     dx = new(t.delta.shape, dtype=torch.float32 if shared_x or grouped else dtype, device=device)
     ddelta = new(t.delta.shape, dtype=torch.float32 if grouped else dtype, device=device)
-    dB, dC = (new(scan.tiles, *t.B.shape, device=device) for _ in range(2))
-    dA = torch.empty(batch, config.segments, routes, channels, n_state, device=device)
-    dD, dbias = (torch.empty(dA.shape[:-1], device=device) for _ in range(2))
-    places = (None if shared_x or grouped else dx, None if grouped else ddelta)
-    sums = (dx if shared_x or grouped else None, ddelta if grouped else None)
+    # One buffer for B and C and one for A, D and bias, so that each is summed by one launch.
+    n_bc, n_ke = t.B.numel(), routes * channels
+    dBC = new(scan.tiles, 2, n_bc, device=device)
+    dADb = torch.empty(batch * config.segments, n_ke * (n_state + 2), device=device)
+    at_D = dADb.data_ptr() + 4 * n_ke * n_state
     block = BackwardOut(
-        *(_address(v) for v in (t.x, saved, carry, *places, *sums, dB, dC, dA, dD, dbias)),
+        *(_address(v) for v in (t.x, saved, carry)),
+        *(_address(None if kept_float else v) for v, kept_float in ((dx, shared_x or grouped), (ddelta, grouped))),
+        *(_address(v if kept_float else None) for v, kept_float in ((dx, shared_x or grouped), (ddelta, grouped))),
+        *(dBC.data_ptr(), dBC.data_ptr() + 4 * n_bc, dADb.data_ptr(), at_D, at_D + 4 * n_ke),
+        per_tile=2 * n_bc,
+        per_segment=dADb.shape[1],
         u_per_route=int(not shared_x),
     )
     flags = {"PAIRS": int(_pairs(t, dout)), "SOFTPLUS": int(args.delta_softplus), "GATE": int(t.z is not None)}
     defines = {"IO": IO[dtype], **flags}
     _launch("scan_backward", "scan_backward", defines, scan, block, 128, device.index, BACKWARD_SHARED_BYTES)
+    dB, dC = (torch.empty_like(t.B) for _ in range(2))
+    _sum_rows(dBC.flatten(1), dB, dC)
+    dA = torch.empty_like(t.A)
+    dD, dbias = (torch.empty(routes, channels, device=device) for _ in range(2))
+    _sum_rows(dADb, dA, dD, dbias)
     dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dtype).contiguous())
     grads = (
-        dx.sum(1) if shared_x else dx,
+        _sum_routes(dx, dtype) if shared_x else dx,
         ddelta,
-        dA.sum((0, 1)),
-        dB.sum(0),
-        dC.sum(0),
-        None if args.D is None else dD.sum((0, 1)),
+        dA,
+        dB,
+        dC,
+        None if args.D is None else dD,
         dz,
-        None if args.delta_bias is None else dbias.sum((0, 1)),
+        None if args.delta_bias is None else dbias,
     )
     return tuple(None if g is None else g.to(v.dtype) for g, v in zip(grads, args[:8], strict=True))
+
+
+def _spread(n: int) -> tuple[int, int, int]:
+    """Blocks for a kernel that strides over n elements."""
+    return (min(-(-n // BLOCK), 1 << 16), 1, 1)
+
+
+def _sum_rows(part: Tensor, *outs: Tensor) -> None:
+    """Sums of a float (rows, n) over its rows, into two or three tensors of one dtype that hold n elements together."""
+    rows, n = part.shape
+    io = IO[outs[0].dtype]
+    launch = kernel("scan_merge", "sum_rows", {"IO": io}, part.device.index).launch
+    places = (*outs, None)[:3]
+    sizes = (outs[0].numel(), outs[1].numel(), n)
+    launch(_spread(n), (BLOCK, 1, 1), 0, None, (part, *places, rows, int(io == 0), *sizes))
+
+
+def _sum_routes(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of a float (B, K, L, E) over its routes, in `dtype`."""
+    batch, routes, length, channels = part.shape
+    out = torch.empty(batch, length, channels, dtype=dtype, device=part.device)
+    launch = kernel("scan_merge", "merge", {"IO": IO[dtype]}, part.device.index).launch
+    per_batch = length * channels
+    launch(_spread(out.numel()), (BLOCK, 1, 1), 0, None, (part, None, None, out, 1.0, routes, per_batch, out.numel()))
+    return out
 
 
 def _adjoint_entries(
@@ -277,6 +312,6 @@ def _gate_backward(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
     dz = torch.empty_like(z)
     total = z.numel()
     kernel("scan_merge", "gate_backward", {"IO": IO[z.dtype]}, z.device.index).launch(
-        (min(-(-total // BLOCK), 1 << 16), 1, 1), (BLOCK, 1, 1), 0, None, (dout, z, ungated, dz, total)
+        _spread(total), (BLOCK, 1, 1), 0, None, (dout, z, ungated, dz, total)
     )
     return dz

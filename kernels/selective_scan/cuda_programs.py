@@ -46,7 +46,12 @@ class ForwardOut(ctypes.Structure):
 class BackwardOut(ctypes.Structure):
     """`struct BackwardOut` of csrc/backward.cu."""
 
-    _fields_ = _fields("u saved carry dx ddelta dx_sum ddelta_sum dB dC dA dD dbias", *_ints("u_per_route"))
+    _fields_ = _fields(
+        "u saved carry dx ddelta dx_sum ddelta_sum dB dC dA dD dbias",
+        ("per_tile", LONG),
+        ("per_segment", LONG),
+        *_ints("u_per_route"),
+    )
 
 
 def state_lanes(states: int) -> int:
@@ -86,6 +91,7 @@ register_program(
         {
             "carry": (*(POINTER,) * 6, *(INT,) * 6),
             "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, LONG),
+            "sum_rows": (*(POINTER,) * 4, INT, INT, LONG, LONG, LONG),
             "gate_backward": (*(POINTER,) * 4, LONG),
         },
         [{"IO": io} for io in FLOATS],

@@ -155,27 +155,9 @@ def scan_backward(
 
 
 @scan_backward.register_fake
-def _(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    routes: str,
-    merge: str,
-    backend: str,
-    saved: Tensor,
-    ungated: Tensor,
-    dout: Tensor,
-    dlast: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (x, delta, A, B, C, D, z, delta_bias)
-    empty = (x.new_empty(0) if t is None else x.new_empty(t.shape, dtype=t.dtype) for t in inputs)
-    return tuple(empty)  # type: ignore[return-value]
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    inputs: tuple[Tensor | None, ...] = (x, *rest[:7])
+    return tuple(x.new_empty(0) if t is None else x.new_empty(t.shape, dtype=t.dtype) for t in inputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:

@@ -74,7 +74,7 @@ class SafeCheckpointIO(CheckpointIO):
                 return loaded
         raise UserError(
             f"{target}: neither it nor {PREVIOUS} has one of the {len(known)} digests in {DIGESTS}; the run cannot be "
-            "resumed, start it anew with --overwrite true"
+            "resumed, start it anew with --overwrite"
         )
 
     def remove_checkpoint(self, path: Any) -> None:

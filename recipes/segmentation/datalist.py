@@ -45,20 +45,26 @@ def strip_ending(path: Path) -> str:
     return path.stem
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from `path`; `UserError` when it is missing, unreadable or something else."""
+def read_json(path: Path, if_missing: str) -> dict[str, Any]:
+    """A JSON object from `path`.
+
+    Args:
+        path: the file.
+        if_missing: what to do where there is none, for the message.
+
+    Raises:
+        UserError: the file is missing, unreadable, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give an nnU-Net raw folder with a dataset.json, or a datalist JSON"
-        ) from None
+        raise UserError(f"{path}: no such file; {if_missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({error.strerror}); check its permissions") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); correct the file") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds a JSON {type(content).__name__}; it must be an object with 'labels' and channels"
-        )
+        raise UserError(f"{path}: holds a JSON {type(content).__name__}; it must be an object, {{...}}")
     return content
 
 
@@ -73,7 +79,7 @@ def read_dataset(root: Path | str) -> Dataset:
     """
     root = Path(root)
     path = root / "dataset.json" if root.is_dir() else root
-    content = read_json(path)
+    content = read_json(path, "give an nnU-Net raw folder with a dataset.json, or a datalist JSON")
     channels, labels = _channels(path, content), _labels(path, content)
     if isinstance(content.get("training"), list) and "file_ending" not in content:
         training, validation, test = (_listed(path, content, key) for key in ("training", "validation", "test"))
@@ -92,7 +98,7 @@ def read_dataset_labels(near: Path) -> dict[str, int] | None:
     for folder in (near, near.parent):
         path = folder / "dataset.json"
         if path.is_file():
-            return _labels(path, read_json(path))
+            return _labels(path, read_json(path, "restore it"))
     return None
 
 

@@ -27,7 +27,7 @@ from ssmvision.recipes.segmentation.demo_data import LABELS, DemoDataset, write_
 from ssmvision.recipes.segmentation.demo_report import FIGURES, ORACLE, TWIN, UMAMBA, DemoOutcome, write_demo_report
 from ssmvision.recipes.segmentation.evaluate import Evaluation, evaluate_pairs
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
-from ssmvision.recipes.segmentation.writing import write_bytes, write_label_map
+from ssmvision.recipes.segmentation.writing import check_folder, write_bytes, write_label_map
 
 __all__ = ["DemoResult", "run"]
 
@@ -119,10 +119,11 @@ def _written() -> list[str]:
 def _prepare_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file; give a folder as --out")
+    check_folder(out)
     present = [out / name for name in _written() if (out / name).exists()]
     if present and not overwrite:
         raise UserError(
-            f"{out}: holds a demo ({present[0].relative_to(out)}); choose another --out or pass --overwrite true"
+            f"{out}: holds a demo ({present[0].relative_to(out)}); choose another --out or pass --overwrite"
         )
     for path in present:
         if path.is_dir():

@@ -21,10 +21,19 @@ __all__ = ["Predictor", "load_model", "pick_device", "sliding_logits"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The named device; "auto" is the first GPU if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The named device; "auto" is the first GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or sees none of that kind.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"device {name!r} cannot be used ({reason}); give another, such as 'cpu' or 'auto'") from error
+    return torch.device(name)
 
 
 def sliding_logits(

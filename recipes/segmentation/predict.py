@@ -55,8 +55,11 @@ def run(config: PredictConfig) -> list[Path]:
         try:
             predict_case(predictor, job, config.overwrite, config.save_probabilities)
         except (UserError, RuntimeError, MemoryError) as error:
-            failed.append(f"{job.images[0].name}: {error}")
-            console.print(f"[{i}/{len(jobs)}] failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            told = str(error) if isinstance(error, UserError) else f"{job.images[0]}: {error}"
+            if len(jobs) == 1:
+                raise UserError(told) from error
+            failed.append(told)
+            console.print(f"[{i}/{len(jobs)}] failed: {told}", markup=False, highlight=False, soft_wrap=True)
             continue
         written.append(job.output)
         console.print(f"[{i}/{len(jobs)}] {job.output}", markup=False, highlight=False, soft_wrap=True)
@@ -87,13 +90,15 @@ def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:
         channels: image files per case, unless a case is one file with all of them.
 
     Raises:
-        UserError: no input, a missing channel, or a file asked for as output of a folder.
+        UserError: no input, a missing channel, a file asked for as output of a folder, or that folder itself.
     """
     named_file = output.name.lower().endswith((".nii", ".nii.gz"))
     if source.is_dir():
         files = sorted(p for p in source.iterdir() if p.name.lower().endswith((".nii", ".nii.gz")) and p.is_file())
         if not files:
             raise UserError(f"{source}: 0 NIfTI files found; give a folder with *.nii.gz or one file")
+        if output.resolve() == source.resolve():
+            raise UserError(f"{output}: is the input folder, which is never written to; choose another output")
         if named_file:
             raise UserError(f"{output}: a file cannot take the results of a folder; give a folder as output")
     elif source.is_file():

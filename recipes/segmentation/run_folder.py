@@ -79,12 +79,13 @@ def prepare_folder(config: TrainConfig) -> None:
         return
     existing = [name for name in FILES if (out / name).exists()]
     if existing and not config.overwrite:
-        raise UserError(
-            f"{out}: holds a run ({', '.join(existing)}); pass --resume true or --overwrite true, or another out"
-        )
+        raise UserError(f"{out}: holds a run ({', '.join(existing)}); pass --resume or --overwrite, or another out")
     for name in existing:
         (out / name).unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: could not be made ({error}); choose another out") from error
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_same_settings(config: TrainConfig, path: Path) -> None:
-    old = _flat(read_json(path))
+    old = _flat(read_json(path, "start the run anew with --overwrite"))
     new = _flat(json.loads(json.dumps(asdict(config), default=str)))
     changed = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
     if changed:

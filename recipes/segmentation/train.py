@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
 from ssmvision.recipes.segmentation.config import TrainConfig
@@ -39,7 +41,7 @@ from ssmvision.recipes.segmentation.transforms import (
     prepare_transforms,
 )
 from ssmvision.recipes.segmentation.weights import ModelCard, save_model
-from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
 __all__ = ["RunResult", "run"]
 
@@ -86,6 +88,8 @@ def run(config: TrainConfig) -> RunResult:
     """
     started = time.monotonic()
     check_config(config)
+    check_folder(config.out)
+    check_accelerator(config.trainer.accelerator)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     dataset = hold_out(
@@ -205,6 +209,20 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def check_accelerator(name: str) -> None:
+    """Lets Lightning look for the device before any data are read.
+
+    Raises:
+        UserError: it knows no such accelerator, or this machine has none.
+    """
+    try:
+        with quiet_lightning():
+            Trainer(accelerator=name, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"trainer.accelerator: {name!r} cannot be used ({reason}); give cpu or auto") from error
 
 
 def make_trainer(config: TrainConfig, history: History, terminal: bool, validate: bool) -> Trainer:

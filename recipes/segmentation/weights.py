@@ -84,8 +84,12 @@ def open_model(path: Path | str) -> tuple[nn.Module, ModelCard]:
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
     refuse_pickle(weights)
+    if weights.suffix.lower() != ".safetensors":
+        raise UserError(
+            f"{weights}: the ending {weights.suffix!r} is not .safetensors; give a run folder or such a file"
+        )
     card_path = weights.with_name(CARD)
-    description = read_json(card_path)
+    description = read_json(card_path, f"copy it from the folder that {weights.name} was trained into")
     card = _card(card_path, description)
     tensors = load_weights(weights, str(description.get("sha256")))
     network = build_network(card.architecture)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.volumes import Grid
 
-__all__ = ["check_free", "write_atomic", "write_bytes", "write_label_map"]
+__all__ = ["check_folder", "check_free", "write_atomic", "write_bytes", "write_label_map"]
 
 # Everything that places voxels in space; no other header field is carried over, since free text may name a patient.
 GEOMETRY = (
@@ -24,7 +24,7 @@ GEOMETRY = (
 
 
 def check_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuses an output path that is an input, or that exists without `overwrite`.
+    """Refuses an output path that is an input, that exists without `overwrite`, or whose folder takes no files.
 
     Raises:
         UserError: the path must not be written.
@@ -32,7 +32,21 @@ def check_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None
     if any(path.resolve() == Path(other).resolve() for other in inputs):
         raise UserError(f"{path}: the output is the input itself; choose another output")
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; choose another output or pass --overwrite true")
+        raise UserError(f"{path}: exists already; choose another output or pass --overwrite")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that cannot take files, before the work whose result it would take; creates nothing.
+
+    Raises:
+        UserError: it, or the first of its parents that exists, is a file or may not be written to.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise UserError(f"{folder}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: no permission to write into {existing}; choose another folder")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") -> None:
@@ -42,12 +56,16 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") ->
         path: final name; an older file there stays whole until the new one is complete.
         write: called with the temporary path; may verify what it wrote, an exception discards the file.
         suffix: ending of the temporary name, where the writer goes by it.
+
+    Raises:
+        UserError: the folder or the disk refused the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -59,7 +77,8 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") ->
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error}); free space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes | str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,19 +14,12 @@ from ssmvision.layers.mamba_layer import MambaLayer
 from ssmvision.layers.mixers import Mixer, mixer_names, register_mixer, resolve_mixer
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {2: (16, 24), 3: (4, 8, 16)}
 SMALL: dict[str, Any] = {"features_per_stage": [4, 8, 12], "n_conv_per_stage": 2}
 TINY: dict[str, Any] = {"features_per_stage": [4, 8], "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1}
 EVERY = [(net, dims) for net in (UMambaBot, UMambaEnc) for dims in (2, 3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain, above all on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(net: type[UMambaBot] | type[UMambaEnc], dims: int, **settings: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from ssmvision import convert_state_dict
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 from tests.parity_cases import umamba
 from tests.parity_cases.common import filled_state, load_json
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "umamba"
 CASES = {case["config"]["name"]: case for case in load_json(GOLDEN / "manifest.json")["cases"]}
@@ -50,15 +51,6 @@ COUNTS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[float, ...], list
         [None, 64, None, 256, None, 256, None, 16],
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain, above all on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,9 @@ from ssmvision.recipes.segmentation.infer import load_model
 from ssmvision.recipes.segmentation.volumes import read_image
 from tests.recipes.synthetic import OBLIQUE, ball, nnunet_folder, save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPES = [(24, 20, 14), (22, 24, 16), (20, 22, 14)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +164,42 @@ def test_bad_inputs_at_predict(root: Path, trained: train.RunResult, tmp_path: P
         predict.run(PredictConfig(trained.out, tmp_path / "nothing", tmp_path / "o"))
     with pytest.raises(UserError, match=r"overlap is 1\.0, expected a share in \[0, 1\)"):
         predict.run(PredictConfig(trained.out, path, tmp_path / "o.nii.gz", overlap=1.0))
+    with pytest.raises(UserError, match=r"device 'gpu7' cannot be used .*'cpu' or 'auto'"):
+        predict.run(PredictConfig(trained.out, path, tmp_path / "o.nii.gz", device="gpu7"))
+
+
+def test_outputs_that_cannot_be_written(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
+    images, file = root / "imagesTr", tmp_path / "file"
+    file.write_text("mine")
+    before = sorted(images.iterdir())
+    for output in (file, file / "below"):
+        with pytest.raises(UserError, match=r"file is a file; choose another folder"):
+            predict.run(PredictConfig(trained.out, images, output))
+    with pytest.raises(UserError, match=r"imagesTr: is the input folder, which is never written to"):
+        predict.run(PredictConfig(trained.out, images, images, overwrite=True))
+    with pytest.raises(UserError, match=r"file is a file; choose another folder"):
+        train.run(settings(root, file / "run"))
+    assert sorted(images.iterdir()) == before
+    assert file.read_text() == "mine"
+
+
+def test_accelerator_that_is_not_there(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.accelerator: 'tpu' .*give cpu or auto"):
+        train.run(settings(root, tmp_path / "run", **{"trainer.accelerator": "tpu"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_that_is_no_safetensors_file(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("x")
+    moved = tmp_path / "model.safetensors"
+    moved.write_bytes(trained.weights.read_bytes())
+    for model, message in (
+        (note, r"note\.txt: the ending '\.txt' is not"),
+        (moved, r"model\.json: no such file; copy it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.run(PredictConfig(model, root / "imagesTr", tmp_path / "out"))
 
 
 def test_resumed_run_equals_the_uninterrupted_one(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
@@ -225,7 +258,7 @@ def test_interrupted_run_can_be_resumed(
 
 def test_run_folder_is_not_overwritten_by_accident(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
     before = weights(trained)
-    with pytest.raises(UserError, match=r"mamba: holds a run .*--resume true or --overwrite true"):
+    with pytest.raises(UserError, match=r"mamba: holds a run .*--resume or --overwrite"):
         train.run(settings(root, trained.out))
     assert weights(trained) == before
     with pytest.raises(UserError, match=r"empty: no last\.ckpt to resume from; start without --resume"):

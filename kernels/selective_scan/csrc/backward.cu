@@ -15,9 +15,10 @@ struct BackwardOut {
   const float *carry;  // (B, K, segments, N, E) adjoint entering each segment from behind; null: zero
   io_t *dx, *ddelta;   // (B, K, L, E), or null where the float versions are wanted
   float *dx_sum, *ddelta_sum;  // the same in float, added to from the second group of states on
-  float *dB, *dC;      // (tiles, B, K, L, N)
-  float *dA;           // (B, segments, K, E, N)
-  float *dD, *dbias;   // (B, segments, K, E)
+  float *dB, *dC;      // (B, K, L, N), once for each tile, `per_tile` apart
+  float *dA;           // (K, E, N) and
+  float *dD, *dbias;   // (K, E), once for each batch entry and segment, `per_segment` apart
+  long long per_tile, per_segment;
   int u_per_route;
 };
 
@@ -258,27 +259,27 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const 
             dC += sm.sums[buffer][z][t][n & 1][at];
             dB += sm.sums[buffer][z][t][n & 1][at + 2];
           }
-          const long long out = ((long long)w.tile * p.batch * p.K * p.L + row + pos) * p.N + p.n0 + n;
+          const long long out = w.tile * o.per_tile + (row + pos) * p.N + p.n0 + n;
           o.dB[out] = dB;
           o.dC[out] = dC;
         }
       }
     }
   }
-  const long long bs = (long long)w.b * p.segments + w.segment;
+  const long long part = ((long long)w.b * p.segments + w.segment) * o.per_segment;
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
     for (int j = 0; j < 2; j++)
       if (e + i < p.E && s0 + j < p.Ns)
-        o.dA[((bs * p.K * p.E) + ke + i) * p.N + p.n0 + s0 + j] = dA[i][j];
+        o.dA[part + (ke + i) * p.N + p.n0 + s0 + j] = dA[i][j];
 #pragma unroll
   for (int m = 4; m < 32; m <<= 1) {
     sum_D.x += __shfl_xor_sync(~0u, sum_D.x, m), sum_D.y += __shfl_xor_sync(~0u, sum_D.y, m);
     sum_bias.x += __shfl_xor_sync(~0u, sum_bias.x, m), sum_bias.y += __shfl_xor_sync(~0u, sum_bias.y, m);
   }
   if (tr == 0) {
-    const long long at = bs * p.K * p.E + ke;
+    const long long at = part + ke;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       if (!(i ? ok1 : ok0)) continue;

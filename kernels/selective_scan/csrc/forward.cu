@@ -213,6 +213,7 @@ template <bool STATE, bool ADJOINT> struct Walker {
       for (int c = 0; c < CH; c++) o.sum_dt[slot * p.E + e + c] = sum[c];
     } else if (steps > 0 && stop == len) {
       put(o.last, bk);
+      if (o.saved) put(o.saved, (p.L + CHUNK - 1) / CHUNK * p.batch * p.K + bk);
     }
   }
 };

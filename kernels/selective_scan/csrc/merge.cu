@@ -1,4 +1,4 @@
-// The scan's small companions: carries between segments, the merge of routes, and the gate's gradient. Defines: IO.
+// The scan's small companions: carries between segments, the merge of routes, sums, and the gate's gradient. Defines: IO.
 #include "common.cuh"
 
 // State entering each segment, from the segments' end states (from zero) and total step sizes.
@@ -35,6 +35,21 @@ extern "C" __global__ void merge(const float *partial, const io_t *z, io_t *unga
       y *= g * sigmoid(g);
     }
     out[i] = from_float<io_t>(y);
+  }
+}
+
+// Sum over rows of part (rows, n), row by row, so that the order of the additions is fixed. The first n0 sums go to out0,
+// the next n1 to out1 and the rest to out2; floats or io_t.
+extern "C" __global__ void sum_rows(const float *part, void *out0, void *out1, void *out2, int rows, int floats,
+                                    long long n0, long long n1, long long n) {
+  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x) {
+    float v = 0.f;
+#pragma unroll 8
+    for (int r = 0; r < rows; r++) v += part[r * n + i];
+    void *out = i < n0 ? out0 : i < n0 + n1 ? out1 : out2;
+    const long long at = i < n0 ? i : i < n0 + n1 ? i - n0 : i - n0 - n1;
+    if (floats) ((float *)out)[at] = v;
+    else ((io_t *)out)[at] = from_float<io_t>(v);
   }
 }
 
