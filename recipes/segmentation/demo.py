@@ -73,6 +73,8 @@ def run(config: DemoConfig) -> DemoResult:
         dataset = write_dataset(out / DATASET, config.slabs, config.corruption, config.train_copies, config.seed)
     except ValueError as error:
         raise UserError(f"slabs: {error}") from error
+    except OSError as error:
+        raise UserError(f"{out}: could not be written to ({error}); choose another --out") from error
 
     mixers = {UMAMBA: "mamba", TWIN: "none"} if config.twin else {UMAMBA: "mamba"}
     runs: dict[str, train.RunResult] = {}

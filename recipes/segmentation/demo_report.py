@@ -113,9 +113,9 @@ def _summary(outcome: DemoOutcome) -> str:
 
 
 def _twin_sentence(outcome: DemoOutcome) -> str:
-    """What the control says, which a reader must not have to look for."""
+    """What the control says, or that there was none: a reader must not have to look for it."""
     if TWIN not in outcome.evaluations:
-        return ""
+        return " What its state-space layer adds is not tested here; the option --twin trains the control for that."
     return (
         f" The same network without its state-space layer reaches {outcome.dice(TWIN):.3f} "
         f"({outcome.dice(UMAMBA) - outcome.dice(TWIN):+.3f} for U-Mamba; one seed, one slab)."

@@ -125,20 +125,22 @@ def _draw(
         axes.imshow(shown, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, alpha=alpha, **style)
     widest = max(size_mm[p.across] for p in PLANES) / 2
     axes.set_xlim(-widest, widest)
-    axes.set_facecolor("black")
+    axes.set_facecolor(PAPER)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
 
 
-def _letters(axes: Axes, plane: Plane) -> None:
+def _letters(axes: Axes, plane: Plane, size_mm: Sequence[float]) -> None:
+    """Names the sides at the picture's own edges, which may lie inside the panel."""
     outline = [withStroke(linewidth=2, foreground="black")]
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "path_effects": outline, "transform": axes.transAxes}
+    style: dict[str, Any] = {"color": "white", "fontsize": 8, "path_effects": outline}
+    x, y = 0.96 * size_mm[plane.across] / 2, 0.96 * size_mm[plane.up] / 2
     left, right, bottom, top = plane.letters
-    axes.text(0.02, 0.5, left, ha="left", va="center", **style)
-    axes.text(0.98, 0.5, right, ha="right", va="center", **style)
-    axes.text(0.5, 0.02, bottom, ha="center", va="bottom", **style)
-    axes.text(0.5, 0.98, top, ha="center", va="top", **style)
+    axes.text(-x, 0, left, ha="left", va="center", **style)
+    axes.text(x, 0, right, ha="right", va="center", **style)
+    axes.text(0, -y, bottom, ha="center", va="bottom", **style)
+    axes.text(0, y, top, ha="center", va="top", **style)
 
 
 def _legend(figure: Figure, classes: Mapping[str, int], with_errors: bool) -> None:
@@ -195,7 +197,7 @@ def overlay_png(
         index = _best_slice(chosen, plane.axis)
         for axes, overlay in zip(row, turned, strict=True):
             _draw(axes, ras, plane, index, overlay, size_mm)
-            _letters(axes, plane)
+            _letters(axes, plane, size_mm)
         row[0].set_ylabel(plane.name, color=INK)
     for axes, overlay in zip(grid[0], turned, strict=True):
         axes.set_title(overlay.title, color=INK, fontsize=9)

@@ -251,3 +251,4 @@ def test_whole_demo_in_small(small: DemoConfig, capsys: pytest.CaptureFixture[st
     assert not (result.out / "models" / "twin-without-ssm").exists(), "nothing of the earlier run is left"
     assert again.evaluations[UMAMBA].scores == result.evaluations[UMAMBA].scores, "same seed, same result"
     assert TWIN not in again.evaluations
+    assert "What its state-space layer adds is not tested here" in again.report.read_text()
