@@ -164,6 +164,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, ctx.delta_softplus, ctx.routes, ctx.merge, save_states, ctx.backend = inputs
     if not save_states:
         raise RuntimeError("the scan ran without saving its states, so it has no gradient; pass save_states=True")
+    # Unused outputs would otherwise arrive as zeros of the saved states' size.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:])
     ctx.mark_non_differentiable(*output[2:])
 
