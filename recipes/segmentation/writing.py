@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
-        raise UserError(f"{folder}: {existing} is a file; choose another folder")
+        raise UserError(f"{existing}: is a file where a folder is needed; choose another output")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: no permission to write into {existing}; choose another folder")
 

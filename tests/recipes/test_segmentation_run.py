@@ -173,11 +173,11 @@ def test_outputs_that_cannot_be_written(root: Path, trained: train.RunResult, tm
     file.write_text("mine")
     before = sorted(images.iterdir())
     for output in (file, file / "below"):
-        with pytest.raises(UserError, match=r"file is a file; choose another folder"):
+        with pytest.raises(UserError, match=r"file: is a file where a folder is needed"):
             predict.run(PredictConfig(trained.out, images, output))
     with pytest.raises(UserError, match=r"imagesTr: is the input folder, which is never written to"):
         predict.run(PredictConfig(trained.out, images, images, overwrite=True))
-    with pytest.raises(UserError, match=r"file is a file; choose another folder"):
+    with pytest.raises(UserError, match=r"file: is a file where a folder is needed"):
         train.run(settings(root, file / "run"))
     assert sorted(images.iterdir()) == before
     assert file.read_text() == "mine"
