@@ -6,7 +6,7 @@ Routes may visit a subset of the grid (FusionMamba's skip grids); no route visit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
 
@@ -98,8 +98,3 @@ def inverse_route(name: str, grid: Grid) -> np.ndarray:
     inverse[index] = np.arange(len(index))
     inverse.setflags(write=False)
     return inverse
-
-
-def parse_routes(routes: str | Sequence[str]) -> tuple[str, ...]:
-    """Route names from a sequence or a comma-separated string."""
-    return tuple(routes.split(",")) if isinstance(routes, str) else tuple(routes)

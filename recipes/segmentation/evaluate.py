@@ -180,8 +180,8 @@ def _number(value: float, form: str) -> str:
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     """Per case and class, then the means; cases with both masks empty are marked and not counted."""
     table = Table(title=f"Dice, NSD at {evaluation.nsd_tolerance_mm:g} mm, HD95 in mm, volumes in ml")
-    for name in ("case", "class", "Dice", "NSD", "HD95", "predicted", "reference", ""):
-        table.add_column(name, justify="left" if name in ("case", "class", "") else "right")
+    for name in ("case", "class", "Dice", "NSD", "HD95", "predicted", "reference", "note"):
+        table.add_column(name, justify="left" if name in ("case", "class", "note") else "right")
     for s in evaluation.scores:
         volumes = (f"{s.volume_prediction_ml:.2f}", f"{s.volume_reference_ml:.2f}")
         state = "" if s.state == "ok" else s.state.replace("_", " ")

@@ -258,7 +258,11 @@ def make_trainer(config: TrainConfig, history: History, terminal: bool, validate
 
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Turns Lightning's exit on Ctrl-C back into KeyboardInterrupt, and its ignoring of further ones off again."""
+    """Turns Lightning's exit on Ctrl-C back into KeyboardInterrupt, and its ignoring of further ones off again.
+
+    Raises:
+        KeyboardInterrupt: Lightning stopped on Ctrl-C.
+    """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
