@@ -19,7 +19,7 @@ __all__ = ["BackendChoice", "Device", "DoctorConfig", "Report", "examine", "run"
 
 PACKAGES = (
     *("ssmvision", "torch", "triton", "torchvision", "timm", "numpy", "safetensors", "jsonargparse", "rich"),
-    *("monai", "lightning", "nibabel", "scipy", "albumentations", "matplotlib", "nilearn"),
+    *("monai", "lightning", "nibabel", "scipy", "albumentations", "jinja2", "matplotlib", "nilearn"),
 )
 
 
