@@ -37,7 +37,7 @@ LIMITS = (
 )
 ORACLE_NOTE = (
     "Oracle thresholds: the two global intensity thresholds with the best mean Dice on this very image, chosen with "
-    "its reference labels; no thresholding of unseen data can do better."
+    "its reference labels; no two thresholds of it can do better."
 )
 # In MNI space; a training slab that starts in front of it has no cerebellum.
 CEREBELLUM_FRONT_MM = -30.0

@@ -225,5 +225,6 @@ def curves_png(curves: Sequence[Curve], x_label: str = "step", dpi: int = 110) -
         axes.set_title(panel, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        # Below the panel, where it hides no curve.
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return _png(figure, dpi)

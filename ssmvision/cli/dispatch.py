@@ -81,7 +81,8 @@ def _run(command: Command, words: list[str]) -> None:
             raise
         needed = command.extra or extra
         raise UserError(
-            f"`ssmvision {command.name}` needs {error.name}, which is not installed: pip install 'ssmvision[{needed}]'"
+            f"`ssmvision {command.name}` needs {error.name}, which is not installed: pip install 'ssmvision[{needed}]' "
+            f"(in a clone: pip install '.[{needed}]')"
         ) from error
 
 
