@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.cuda import available, kernel
+from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.routes import Grid, route_index
 from ssmvision.kernels.selective_scan import chunked
@@ -27,6 +27,12 @@ __all__ = ["backward", "can_run", "forward"]
 GROUP = 16  # states per launch
 BACKWARD_SHARED_BYTES = 76544  # sizeof(Shared) in csrc/backward.cu
 BLOCK = 256
+
+
+@lru_cache(maxsize=1024)
+def _kernel(program: str, name: str, device: int, **defines: int) -> Kernel:
+    """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
+    return kernel(program, name, defines, device)
 
 
 def can_run(request: Request) -> str | None:
@@ -133,7 +139,7 @@ def _launch(
     blocks = scan.tiles * scan.segments * scan.batch * scan.K
     for n0 in range(0, scan.N, GROUP):
         scan.n0, scan.Ns = n0, min(GROUP, scan.N - n0)
-        compiled = kernel(program, name, defines, device)
+        compiled = _kernel(program, name, device, **defines)
         compiled.launch((blocks, 1, 1), (threads, 1, 1), shared_bytes, None, (scan, out))
 
 
@@ -142,7 +148,7 @@ def _carry(t: _Inputs, scan: Scan, end: Tensor, sum_dt: Tensor, start: Tensor | 
     entry = torch.empty_like(end)
     rows = scan.batch * scan.K
     total = rows * scan.N * scan.E
-    kernel("scan_merge", "carry", {"IO": io}, end.device.index).launch(
+    _kernel("scan_merge", "carry", end.device.index, IO=io).launch(
         (-(-total // BLOCK), 1, 1),
         (BLOCK, 1, 1),
         0,
@@ -201,7 +207,7 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
 def _merge(t: _Inputs, partial: Tensor, ungated: Tensor | None, out: Tensor, scan: Scan, apart: bool) -> None:
     total = out.numel()
     per_batch = total if apart else total // scan.batch
-    kernel("scan_merge", "merge", {"IO": IO[out.dtype]}, out.device.index).launch(
+    _kernel("scan_merge", "merge", out.device.index, IO=IO[out.dtype]).launch(
         _spread(total),
         (BLOCK, 1, 1),
         0,
@@ -276,7 +282,7 @@ def _sum_rows(part: Tensor, *outs: Tensor) -> None:
     """Sums of a float (rows, n) over its rows, into two or three tensors of one dtype that hold n elements together."""
     rows, n = part.shape
     io = IO[outs[0].dtype]
-    launch = kernel("scan_merge", "sum_rows", {"IO": io}, part.device.index).launch
+    launch = _kernel("scan_merge", "sum_rows", part.device.index, IO=io).launch
     places = (*outs, None)[:3]
     sizes = (outs[0].numel(), outs[1].numel(), n)
     launch(_spread(n), (BLOCK, 1, 1), 0, None, (part, *places, rows, int(io == 0), *sizes))
@@ -286,7 +292,7 @@ def _sum_routes(part: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum of a float (B, K, L, E) over its routes, in `dtype`."""
     batch, routes, length, channels = part.shape
     out = torch.empty(batch, length, channels, dtype=dtype, device=part.device)
-    launch = kernel("scan_merge", "merge", {"IO": IO[dtype]}, part.device.index).launch
+    launch = _kernel("scan_merge", "merge", part.device.index, IO=IO[dtype]).launch
     per_batch = length * channels
     launch(_spread(out.numel()), (BLOCK, 1, 1), 0, None, (part, None, None, out, 1.0, routes, per_batch, out.numel()))
     return out
@@ -311,7 +317,7 @@ def _adjoint_entries(
 def _gate_backward(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
     dz = torch.empty_like(z)
     total = z.numel()
-    kernel("scan_merge", "gate_backward", {"IO": IO[z.dtype]}, z.device.index).launch(
+    _kernel("scan_merge", "gate_backward", z.device.index, IO=IO[z.dtype]).launch(
         _spread(total), (BLOCK, 1, 1), 0, None, (dout, z, ungated, dz, total)
     )
     return dz
