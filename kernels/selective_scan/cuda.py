@@ -222,55 +222,73 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
         return chunked.backward(args, saved, ungated, dout, dlast)
     t, dtype = _inputs(args, dout)
     dout = dout.to(dtype).contiguous()
-    device = t.delta.device
     batch, routes, _, channels = t.delta.shape
-    n_state = t.A.shape[2]
-    table = _table(args.routes, args.grid, device)
+    table = _table(args.routes, args.grid, t.delta.device)
     config = backward_config(batch * routes, channels, table.steps)
     scan = _scan(args, t, dout, table, config, 32)
-    start = None if dlast is None else dlast.float().transpose(2, 3).contiguous()
-    carry = start
+    carry = None if dlast is None else dlast.float().transpose(2, 3).contiguous()
     if config.segments > 1:
-        carry = _adjoint_entries(args, t, dout, table, config, start, dtype)
+        carry = _adjoint_entries(args, t, dout, table, config, carry, dtype)
 
-    new = torch.empty if table.covers else torch.zeros
-    shared_x, grouped = t.x.dim() == 3, n_state > GROUP
-    dx = new(t.delta.shape, dtype=torch.float32 if shared_x or grouped else dtype, device=device)
-    ddelta = new(t.delta.shape, dtype=torch.float32 if grouped else dtype, device=device)
-    # One buffer for B and C and one for A, D and bias, so that each is summed by one launch.
-    n_bc, n_ke = t.B.numel(), routes * channels
-    dBC = new(scan.tiles, 2, n_bc, device=device)
-    dADb = torch.empty(batch * config.segments, n_ke * (n_state + 2), device=device)
-    at_D = dADb.data_ptr() + 4 * n_ke * n_state
-    block = BackwardOut(
-        *(_address(v) for v in (t.x, saved, carry)),
-        *(_address(None if kept_float else v) for v, kept_float in ((dx, shared_x or grouped), (ddelta, grouped))),
-        *(_address(v if kept_float else None) for v, kept_float in ((dx, shared_x or grouped), (ddelta, grouped))),
-        *(dBC.data_ptr(), dBC.data_ptr() + 4 * n_bc, dADb.data_ptr(), at_D, at_D + 4 * n_ke),
-        per_tile=2 * n_bc,
-        per_segment=dADb.shape[1],
-        u_per_route=int(not shared_x),
-    )
+    parts = _parts(t, scan, table.covers, dtype)
     flags = {"PAIRS": int(_pairs(t, dout)), "SOFTPLUS": int(args.delta_softplus), "GATE": int(t.z is not None)}
     defines = {"IO": IO[dtype], **flags}
-    _launch("scan_backward", "scan_backward", defines, scan, block, 128, device.index, BACKWARD_SHARED_BYTES)
-    dB, dC = (torch.empty_like(t.B) for _ in range(2))
-    _sum_rows(dBC.flatten(1), dB, dC)
-    dA = torch.empty_like(t.A)
-    dD, dbias = (torch.empty(routes, channels, device=device) for _ in range(2))
-    _sum_rows(dADb, dA, dD, dbias)
+    block = _backward_out(t, scan, parts, saved, carry)
+    _launch("scan_backward", "scan_backward", defines, scan, block, 128, dout.device.index, BACKWARD_SHARED_BYTES)
+
+    dB, dC, dA = torch.empty_like(t.B), torch.empty_like(t.C), torch.empty_like(t.A)
+    dD, dbias = (torch.empty(routes, channels, device=dout.device) for _ in range(2))
+    _sum_rows(parts.BC.flatten(1), dB, dC)
+    _sum_rows(parts.ADb, dA, dD, dbias)
+    dx = _sum_routes(parts.x, dtype) if t.x.dim() == 3 else parts.x
     dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dtype).contiguous())
-    grads = (
-        _sum_routes(dx, dtype) if shared_x else dx,
-        ddelta,
-        dA,
-        dB,
-        dC,
-        None if args.D is None else dD,
-        dz,
-        None if args.delta_bias is None else dbias,
+    grads = (dx, parts.delta, dA, dB, dC, dD, dz, dbias)
+    return tuple(None if v is None or g is None else g.to(v.dtype) for g, v in zip(grads, args[:8], strict=True))
+
+
+class _Parts(NamedTuple):
+    """What the backward kernel writes: x and delta (B, K, L, E), and parts of the other gradients to be summed.
+
+    BC: (tiles, 2, B x K x L x N) floats; ADb: (B x segments, K x E x (N + 2)), A first, then D and delta_bias.
+    """
+
+    x: Tensor
+    delta: Tensor
+    BC: Tensor
+    ADb: Tensor
+
+
+def _parts(t: _Inputs, scan: Scan, covers: bool, dtype: torch.dtype) -> _Parts:
+    """Floats where something is added up afterwards; zeros where a route does not reach every position."""
+    device, grouped = t.delta.device, scan.N > GROUP
+    new = torch.empty if covers else torch.zeros
+    dx = new(t.delta.shape, dtype=torch.float32 if grouped or t.x.dim() == 3 else dtype, device=device)
+    ddelta = new(t.delta.shape, dtype=torch.float32 if grouped else dtype, device=device)
+    BC = new(scan.tiles, 2, t.B.numel(), device=device)
+    ADb = torch.empty(scan.batch * scan.segments, scan.K * scan.E * (scan.N + 2), device=device)
+    return _Parts(dx, ddelta, BC, ADb)
+
+
+def _backward_out(t: _Inputs, scan: Scan, parts: _Parts, saved: Tensor, carry: Tensor | None) -> BackwardOut:
+    grouped = scan.N > GROUP
+    x_float, n_bc, n_ke = grouped or t.x.dim() == 3, t.B.numel(), scan.K * scan.E
+    BC, A = parts.BC.data_ptr(), parts.ADb.data_ptr()
+    D = A + 4 * n_ke * scan.N
+    return BackwardOut(
+        *(_address(v) for v in (t.x, saved, carry)),
+        dx=None if x_float else parts.x.data_ptr(),
+        ddelta=None if grouped else parts.delta.data_ptr(),
+        dx_sum=parts.x.data_ptr() if x_float else None,
+        ddelta_sum=parts.delta.data_ptr() if grouped else None,
+        dB=BC,
+        dC=BC + 4 * n_bc,
+        dA=A,
+        dD=D,
+        dbias=D + 4 * n_ke,
+        per_tile=2 * n_bc,
+        per_segment=parts.ADb.shape[1],
+        u_per_route=int(t.x.dim() == 4),
     )
-    return tuple(None if g is None else g.to(v.dtype) for g, v in zip(grads, args[:8], strict=True))
 
 
 def _spread(n: int) -> tuple[int, int, int]:
