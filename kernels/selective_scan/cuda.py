@@ -113,7 +113,7 @@ def _forward_defines(args: ScanArgs, dtype: torch.dtype, states: int, channels: 
 
 
 def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConfig, tile: int) -> Scan:
-    """The parameter block for all states; `_groups` sets n0 and Ns."""
+    """The parameter block of a pass; `_launch` fills in the group of states."""
     batch, routes, length, channels = t.delta.shape
     return Scan(
         *(_address(v) for v in (x, t.delta, t.B, t.C, t.z, t.A, t.D, t.bias, table.route, table.lengths)),
