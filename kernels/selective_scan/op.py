@@ -6,6 +6,7 @@ because operator schemas have no list of strings that is traced everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ def _out_shape(delta: Tensor, merge: str) -> tuple[int, ...]:
     return tuple(delta.shape) if merge == "none" else (delta.shape[0], *delta.shape[2:])
 
 
-@torch.library.custom_op("ssmvision::selective_scan", mutates_args=())
-def scan(
+def _forward(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -90,8 +90,7 @@ def scan(
     return out.reshape(shape), last, saved, x.new_empty(0) if ungated is None else ungated.reshape(shape)
 
 
-@scan.register_fake
-def _(
+def _forward_fake(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -121,8 +120,7 @@ def _(
     )
 
 
-@torch.library.custom_op("ssmvision::selective_scan_backward", mutates_args=())
-def scan_backward(
+def _gradients(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -154,8 +152,7 @@ def scan_backward(
     return tuple(shaped)  # type: ignore[return-value]
 
 
-@scan_backward.register_fake
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _gradients_fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     inputs: tuple[Tensor | None, ...] = (x, *rest[:7])
     return tuple(x.new_empty(0) if t is None else x.new_empty(t.shape, dtype=t.dtype) for t in inputs)
 
@@ -180,9 +177,24 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, *_: None) -> 
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 5)
 
 
-scan.register_autograd(_backward, setup_context=_setup_context)
-
-
-@scan.register_vmap
-def _(info: Any, in_dims: Any, *args: Any) -> Any:
+def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     raise NotImplementedError("ssmvision::selective_scan has no vmap rule; fold the mapped axis into the batch axis")
+
+
+def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register an operator.
+
+    `torch.library.custom_op` would do the same and check at every call that no output aliases an input, which takes
+    longer than a small scan.
+    """
+    qualified = f"ssmvision::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
+    torch.library.register_fake(qualified)(fake)
+    return getattr(torch.ops.ssmvision, name).default
+
+
+scan_backward = _define("selective_scan_backward", _gradients, _gradients_fake)
+scan = _define("selective_scan", _forward, _forward_fake)
+torch.library.register_autograd("ssmvision::selective_scan", _backward, setup_context=_setup_context)
+torch.library.register_vmap("ssmvision::selective_scan", _vmap)
