@@ -177,6 +177,10 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, *_: None) -> 
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 5)
 
 
+def _no_second_order(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("ssmvision::selective_scan has no second derivative; drop create_graph=True around it")
+
+
 def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     raise NotImplementedError("ssmvision::selective_scan has no vmap rule; fold the mapped axis into the batch axis")
 
@@ -197,4 +201,5 @@ def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., A
 scan_backward = _define("selective_scan_backward", _gradients, _gradients_fake)
 scan = _define("selective_scan", _forward, _forward_fake)
 torch.library.register_autograd("ssmvision::selective_scan", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ssmvision::selective_scan_backward", _no_second_order)
 torch.library.register_vmap("ssmvision::selective_scan", _vmap)

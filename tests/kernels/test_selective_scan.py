@@ -254,6 +254,14 @@ def test_compiles_whole_and_once_for_all_lengths() -> None:
     assert counter.frame_count == 1
 
 
+def test_second_derivative_is_refused() -> None:
+    tensors = make((8,), 1, extras=False)
+    out = selective_scan_nd(**tensors, routes=("forward",))
+    (first,) = torch.autograd.grad(out.square().sum(), [tensors["x"]], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; drop create_graph=True"):
+        first.sum().backward()
+
+
 def test_vmap_is_refused() -> None:
     tensors = make((8,), 1, extras=False)
     x = tensors.pop("x")
