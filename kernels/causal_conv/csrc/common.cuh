@@ -1,0 +1,53 @@
+// Defines: IO and WIO, dtypes of the tokens and of the weights (0 float, 1 bfloat16, 2 float16); K directions, bit k of
+// REVERSE set where direction k runs backward; W taps; V channels per thread; SILU.
+//
+// One walk serves both directions. When token t arrives, the window holds x[t-W+1 .. t]: all that forward position t
+// and backward position t-W+1 need. With a backward direction's taps flipped on loading, both read the window alike.
+#pragma once
+#include "../../cuda/csrc/io.cuh"
+
+typedef IoType<WIO>::type weight_t;
+typedef Pack<io_t, V> pack_t;
+
+constexpr unsigned ALL = (1u << K) - 1;
+constexpr bool ANY_BACKWARD = (REVERSE & ALL) != 0, ANY_FORWARD = (REVERSE & ALL) != ALL;
+
+__device__ __forceinline__ constexpr bool reversed(int k) { return (REVERSE >> k) & 1; }
+// Index of the tap that meets the window's i-th oldest token.
+__device__ __forceinline__ constexpr int tap(int k, int i) { return reversed(k) ? W - 1 - i : i; }
+// Position of direction k that is computed when token t arrives.
+__device__ __forceinline__ int position(int k, int t) { return reversed(k) ? t - W + 1 : t; }
+
+// A walked tensor: unit stride along E.
+struct Rows {
+  io_t *at;
+  long long batch, route, row;
+};
+
+struct Conv {
+  Rows x, out, dx;  // out is the result of the forward and its gradient in the backward
+  const weight_t *weight, *bias;
+  float *partial;
+  int batch, L, E, strip, strips, tiles;
+};
+
+__device__ __forceinline__ pack_t load_or_zero(const io_t *at, long long row, int t, int L) {
+  return t >= 0 && t < L ? pack_t::load(at + row * t) : pack_t::zero();
+}
+
+struct Taps {
+  float w[K][W][V], bias[K][V];
+
+  __device__ __forceinline__ Taps(const Conv &p, int e) {
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+#pragma unroll
+      for (int v = 0; v < V; v++) {
+        const long long channel = (long long)k * p.E + e + v;
+        bias[k][v] = p.bias ? to_float(p.bias[channel]) : 0.f;
+#pragma unroll
+        for (int i = 0; i < W; i++) w[k][i][v] = to_float(p.weight[channel * W + tap(k, i)]);
+      }
+    }
+  }
+};

@@ -1,0 +1,184 @@
+"""CUDA backend: every direction in one launch, compiled at run time from csrc/.
+
+Sums over tokens are taken in a partition that depends on shapes and device only, in a fixed order, without atomics:
+two runs are bitwise equal. Tensors are read and written in place wherever their stride along E is one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.causal_conv import reference
+from ssmvision.kernels.causal_conv.config import (
+    BACKWARD_WARPS,
+    THREADS,
+    backward_strip,
+    channels_per_thread,
+    forward_strip,
+)
+from ssmvision.kernels.causal_conv.cuda_programs import IO, Conv, Rows
+from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.registry import Request
+
+__all__ = ["backward", "can_run", "forward"]
+
+SUM_COLUMNS = 32  # per block of conv_sum
+
+
+def can_run(request: Request) -> str | None:
+    """Why the request cannot run on CUDA, or None."""
+    if not request.device.startswith("cuda"):
+        return f"{request.device} is not a CUDA device"
+    if request.dtype not in IO:
+        return f"computes in float32, so {request.dtype} is left to others"
+    return available(request.device)
+
+
+@lru_cache(maxsize=256)
+def _kernel(
+    name: str,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    routes: tuple[str, ...],
+    taps: int,
+    channels: int,
+    silu: bool,
+    device: int,
+) -> Kernel:
+    """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
+    defines = {
+        "IO": IO[dtype],
+        "WIO": IO[weight_dtype],
+        "K": len(routes),
+        "REVERSE": sum(1 << k for k, route in enumerate(routes) if route == "backward"),
+        "W": taps,
+        "V": channels,
+        "SILU": int(silu),
+    }
+    return kernel("conv_forward" if name == "conv_forward" else "conv_backward", name, defines, device)
+
+
+@lru_cache(maxsize=16)
+def _processors(device: int) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+def _readable(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _weights(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Contiguous and of one dtype: float32, or the tokens' own."""
+    wanted = weight.dtype if weight.dtype == dtype and (bias is None or bias.dtype == dtype) else torch.float32
+    return weight.to(wanted).contiguous(), None if bias is None else bias.to(wanted).contiguous()
+
+
+def _rows(t: Tensor | None) -> Rows:
+    """Where a (B, L, E) or (B, K, L, E) lies."""
+    if t is None:
+        return Rows()
+    strides = t.stride()
+    return Rows(t.data_ptr(), strides[0], strides[1] if len(strides) == 4 else 0, strides[-2])
+
+
+def _aligned(*tensors: Tensor) -> int:
+    """How many channels may be read at once: 4, 2 or 1."""
+    for count in (4, 2):
+        if all(
+            t.shape[-1] % count == 0
+            and t.data_ptr() % (count * t.element_size()) == 0
+            and all(stride % count == 0 for stride in t.stride()[:-1])
+            for t in tensors
+        ):
+            return count
+    return 1
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    routes: tuple[str, ...],
+    silu: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Convolve; takes and returns as `reference.forward`, `out` with unit stride along E."""
+    batch, length, channels = x.shape
+    if out is None:
+        out = x.new_empty(batch, len(routes), length, channels)
+    if x.numel() == 0:
+        return out
+    x = _readable(x)
+    weight, bias = _weights(weight, bias, x.dtype)
+    taps = weight.shape[2]
+    width = channels_per_thread(len(routes), taps, _aligned(x, out))
+    steps = length + (taps - 1 if "forward" in routes and "backward" in routes else 0)
+    threads = batch * (channels // width)
+    strip = forward_strip(threads, steps, _processors(x.device.index))
+    block = Conv(
+        x=_rows(x),
+        out=_rows(out),
+        weight=weight.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        batch=batch,
+        L=length,
+        E=channels,
+        strip=strip,
+        strips=-(-steps // strip),
+    )
+    compiled = _kernel("conv_forward", x.dtype, weight.dtype, routes, taps, width, silu, x.device.index)
+    compiled.launch((-(-threads * block.strips // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
+    return out
+
+
+def backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    routes: tuple[str, ...],
+    silu: bool,
+    dout: Tensor,
+    dx: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients; takes and returns as `reference.backward`, `dx` with unit stride along E."""
+    if x.numel() == 0:
+        return reference.backward(x, weight, bias, routes, silu, dout, dx)
+    batch, length, channels = x.shape
+    device = x.device.index
+    dx = x.new_empty(x.shape) if dx is None else dx
+    x, dout = _readable(x), _readable(dout.to(x.dtype))
+    inner, inner_bias = _weights(weight, bias, x.dtype)
+    n_routes, _, taps = weight.shape
+    width = channels_per_thread(n_routes, taps, _aligned(x, dout, dx))
+    tiles = -(-channels // (32 * width))
+    strip = backward_strip(batch * tiles * 32, length, _processors(device))
+    strips = -(-length // strip)
+    stacks = batch * -(-strips // BACKWARD_WARPS)
+    partial = torch.empty(stacks, n_routes, taps + 1, channels, device=x.device)
+    block = Conv(
+        x=_rows(x),
+        out=_rows(dout),
+        dx=_rows(dx),
+        weight=inner.data_ptr(),
+        bias=None if inner_bias is None else inner_bias.data_ptr(),
+        partial=partial.data_ptr(),
+        batch=batch,
+        L=length,
+        E=channels,
+        strip=strip,
+        strips=strips,
+        tiles=tiles,
+    )
+    variant = (x.dtype, inner.dtype, routes, taps, width, silu, device)
+    compiled = _kernel("conv_backward", *variant)
+    compiled.launch((tiles * stacks, 1, 1), (32 * BACKWARD_WARPS, 1, 1), 0, None, (block,))
+
+    dweight, dbias = torch.empty_like(inner), None if inner_bias is None else torch.empty_like(inner_bias)
+    columns = partial[0].numel()
+    blocks = (-(-columns // SUM_COLUMNS), 1, 1)
+    _kernel("conv_sum", *variant).launch(blocks, (256, 1, 1), 0, None, (partial, dweight, dbias, stacks, channels, columns))
+    return dx, dweight.to(weight.dtype), None if bias is None or dbias is None else dbias.to(bias.dtype)

@@ -1,0 +1,55 @@
+"""The convolution's CUDA programs: the parameter block as csrc/ declares it, and the variants that are built ahead."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import product
+
+import torch
+
+from ssmvision.kernels.cuda import ProgramSpec, register_program
+
+__all__ = ["IO", "Conv", "Rows"]
+
+# Value of the macros IO and WIO.
+IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+PACKAGE = "ssmvision.kernels.causal_conv"
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+
+
+class Rows(ctypes.Structure):
+    """`struct Rows` of csrc/common.cuh: strides in elements."""
+
+    _fields_ = [("at", POINTER), ("batch", LONG), ("route", LONG), ("row", LONG)]
+
+
+class Conv(ctypes.Structure):
+    """`struct Conv` of csrc/common.cuh."""
+
+    _fields_ = [
+        ("x", Rows),
+        ("out", Rows),
+        ("dx", Rows),
+        ("weight", POINTER),
+        ("bias", POINTER),
+        ("partial", POINTER),
+        *((name, INT) for name in ("batch", "L", "E", "strip", "strips", "tiles")),
+    ]
+
+
+# Weights in float32, as under autocast, or in the tokens' dtype; one direction, and Vim's two.
+VARIANTS = [
+    {"IO": io, "WIO": wio, "K": k, "REVERSE": k - 1 << 1 if k > 1 else 0, "W": 4, "V": 4, "SILU": 1}
+    for (io, wio), k in product(((0, 0), (1, 0), (1, 1), (2, 0), (2, 2)), (1, 2))
+]
+
+register_program(ProgramSpec("conv_forward", PACKAGE, "csrc/forward.cu", {"conv_forward": (Conv,)}, VARIANTS))
+register_program(
+    ProgramSpec(
+        "conv_backward",
+        PACKAGE,
+        "csrc/backward.cu",
+        {"conv_backward": (Conv,), "conv_sum": (*(POINTER,) * 3, INT, INT, INT)},
+        VARIANTS,
+    )
+)

@@ -1,0 +1,90 @@
+"""The convolution's `torch.library` operators: schema, fake and autograd rules, and the backend table.
+
+Routes travel as one comma-separated string, because operator schemas have no list of strings that is traced everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels import registry
+from ssmvision.kernels.causal_conv import cuda, reference
+
+__all__ = ["OP", "conv"]
+
+OP = "causal_conv"
+
+registry.register(OP, registry.Backend("cuda", 30, cuda.can_run, cuda.forward, cuda.backward))
+registry.register(
+    OP, registry.Backend("reference", 0, lambda request: None, reference.forward, reference.backward)
+)
+
+
+def _backend(x: Tensor, backend: str) -> registry.Backend:
+    return registry.choose(OP, registry.Request(str(x.device), x.dtype), backend)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, routes: str, silu: bool, backend: str) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = _backend(x, backend).forward(x, weight, bias, tuple(routes.split(",")), silu)
+    return out
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, routes: str, silu: bool, backend: str) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], x.shape[1], x.shape[2])
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, routes: str, silu: bool, backend: str, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight and dbias, each contiguous in its tensor's dtype; without a bias, an empty tensor."""
+    with torch.autocast(x.device.type, enabled=False):
+        run = _backend(x, backend).backward
+        dx, dweight, dbias = run(x, weight, bias, tuple(routes.split(",")), silu, dout)
+    return dx, dweight, x.new_empty(0) if dbias is None else dbias
+
+
+def _gradients_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, routes: str, silu: bool, backend: str, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.routes, ctx.silu, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = conv_backward(x, weight, bias, ctx.routes, ctx.silu, ctx.backend, dout)
+    return dx, dweight, None if bias is None else dbias, None, None, None
+
+
+def _no_second_order(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("ssmvision::causal_conv has no second derivative; drop create_graph=True around it")
+
+
+def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    raise NotImplementedError("ssmvision::causal_conv has no vmap rule; fold the mapped axis into the batch axis")
+
+
+def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register an operator, without `torch.library.custom_op`'s check of aliasing at every call."""
+    qualified = f"ssmvision::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
+    torch.library.register_fake(qualified)(fake)
+    return getattr(torch.ops.ssmvision, name).default
+
+
+conv_backward = _define("causal_conv_backward", _gradients, _gradients_fake)
+conv = _define("causal_conv", _forward, _forward_fake)
+torch.library.register_autograd("ssmvision::causal_conv", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ssmvision::causal_conv_backward", _no_second_order)
+torch.library.register_vmap("ssmvision::causal_conv", _vmap)
