@@ -180,5 +180,7 @@ def backward(
     dweight, dbias = torch.empty_like(inner), None if inner_bias is None else torch.empty_like(inner_bias)
     columns = partial[0].numel()
     blocks = (-(-columns // SUM_COLUMNS), 1, 1)
-    _kernel("conv_sum", *variant).launch(blocks, (256, 1, 1), 0, None, (partial, dweight, dbias, stacks, channels, columns))
+    _kernel("conv_sum", *variant).launch(
+        blocks, (256, 1, 1), 0, None, (partial, dweight, dbias, stacks, channels, columns)
+    )
     return dx, dweight.to(weight.dtype), None if bias is None or dbias is None else dbias.to(bias.dtype)

@@ -19,9 +19,7 @@ __all__ = ["OP", "conv"]
 OP = "causal_conv"
 
 registry.register(OP, registry.Backend("cuda", 30, cuda.can_run, cuda.forward, cuda.backward))
-registry.register(
-    OP, registry.Backend("reference", 0, lambda request: None, reference.forward, reference.backward)
-)
+registry.register(OP, registry.Backend("reference", 0, lambda request: None, reference.forward, reference.backward))
 
 
 def _backend(x: Tensor, backend: str) -> registry.Backend:
