@@ -85,7 +85,8 @@ def route_index(name: str, grid: Grid) -> np.ndarray:
     dims, fn = ROUTES[name]
     if dims not in (0, len(grid)):
         raise ValueError(f"route {name!r} needs a {dims}D grid, got the {len(grid)}D grid {tuple(grid)}")
-    index = np.ascontiguousarray(fn(grid))
+    # Copied, because numpy leaves the negative stride of a reversed route of one step, which torch refuses.
+    index = np.array(fn(grid), order="C")
     index.setflags(write=False)
     return index
 

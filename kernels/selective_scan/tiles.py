@@ -126,7 +126,7 @@ def make_plan(routes: tuple[str, ...], grid: Grid, batch: int, state_elements: i
         positions *= size
     config = chunked_config(device.type)
     chunks = -(-positions // config.steps)
-    steps = -(-max(lengths) // max(chunks, 1))
+    steps = max(-(-max(lengths) // max(chunks, 1)), 1)  # skip routes of a single row may all be empty
     index = torch.zeros(len(routes), chunks * steps, dtype=torch.long)
     for k, walk in enumerate(walks):
         index[k, : len(walk)] = walk

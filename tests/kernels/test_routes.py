@@ -66,3 +66,9 @@ def test_names_by_dimension_and_errors() -> None:
         route_index("spiral", (3,))
     with pytest.raises(ValueError, match="'row' needs a 2D grid"):
         route_index("row", (3,))
+
+
+def test_a_route_of_one_step_has_no_negative_stride() -> None:
+    """Torch refuses such arrays; numpy counts a reversed single element as contiguous and leaves its stride."""
+    for name, grid in (("backward", (1,)), ("skip_even_even_reverse", (2, 2)), ("whd_reverse", (1, 1, 1))):
+        assert min(route_index(name, grid).strides) > 0

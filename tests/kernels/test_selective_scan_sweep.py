@@ -1,0 +1,125 @@
+"""The scan over random sizes, routes, dtypes, memory layouts and extreme values, against its definition in float64.
+
+On a CPU the chunked backend is judged by the defining loop; on a GPU the CUDA backend is judged by the chunked one, and
+by the loop where that is short. Half-precision results are compared with the exact ones rounded to the same dtype, so
+that only errors of the computation count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.selective_scan import selective_scan_nd
+from tests.kernels.scan_cases import ScanCase, draw, tensors
+
+# Distance by norm to the exact result, rounded to the result's dtype.
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2.5e-4}
+# The result before the gate is kept for the backward in the activations' dtype; its rounding is the gate gradient's.
+GATE_BOUND = {torch.float32: 1e-5, torch.bfloat16: 6e-3, torch.float16: 7.5e-4}
+# In a handful of elements, one that falls on the other side of a rounding border is all of the error.
+FEW, ONE_STEP = 64, {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+GPU_CASES, GPU_BLOCK = 150, 10
+
+
+def run(case: ScanCase, inputs: dict[str, Any], dout: Tensor, dlast: Tensor, backend: str) -> dict[str, Tensor]:
+    """Out, last states, and the gradients of all inputs."""
+    out, last = selective_scan_nd(
+        **inputs,
+        delta_softplus=case.softplus,
+        return_last_state=True,
+        routes=case.routes,
+        merge=case.merge,  # type: ignore[arg-type]
+        backend=backend,
+    )
+    leaves = {name: t for name, t in inputs.items() if t is not None}
+    outputs, weights = ((out, last), (dout, dlast)) if case.use_last else ((out,), (dout,))
+    grads = torch.autograd.grad(outputs, list(leaves.values()), weights)
+    return {"out": out, "last": last, **dict(zip(leaves, grads, strict=True))}
+
+
+def exact(case: ScanCase, inputs: dict[str, Any], dout: Tensor, dlast: Tensor, backend: str) -> dict[str, Tensor]:
+    """`run` on the same values in float64."""
+    wide = {
+        name: None if t is None else t.detach().double().contiguous().requires_grad_() for name, t in inputs.items()
+    }
+    return run(case, wide, dout.double(), dlast.double(), backend)
+
+
+def distance(value: Tensor, true: Tensor) -> tuple[float, float]:
+    """Norm of the difference to the rounded truth, and of the truth; what float16 rounds to nothing is not counted."""
+    rounded = true.to(value.dtype).double()
+    smallest = torch.finfo(value.dtype).tiny * torch.finfo(value.dtype).eps
+    away = float((value.double() - rounded).norm())
+    return max(away - 2 * smallest * value.numel() ** 0.5, 0.0), float(true.norm())
+
+
+def errors(case: ScanCase, got: dict[str, Tensor], true: dict[str, Tensor]) -> list[str]:
+    """What is wrong with each result, in words; empty where all is well."""
+    wrong = []
+    for name, value in got.items():
+        if value.numel() == 0:
+            continue
+        bounds = GATE_BOUND if name == "z" else BOUND
+        bound = max(bounds[value.dtype], ONE_STEP[value.dtype] if value.numel() <= FEW else 0)
+        away, size = distance(value, true[name])
+        if not away <= bound * size + 1e-30:
+            wrong.append(f"{name} {tuple(value.shape)} {value.dtype}: {away / max(size, 1e-300):.2e} > {bound:.1e}")
+    return wrong
+
+
+def bitwise_equal(a: Tensor, b: Tensor) -> bool:
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_chunked_on_cpu(seed: int) -> None:
+    case = draw(seed, most_positions=80, most_channels=17, most_states=17)
+    inputs, dout, dlast = tensors(case, "cpu")
+    got = run(case, inputs, dout, dlast, "chunked")
+    assert not errors(case, got, exact(case, inputs, dout, dlast, "reference")), case
+
+
+@pytest.fixture
+def poisoned_memory() -> Any:
+    """A function that makes `torch.empty` return NaN, so that a result which is read before it is written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield lambda: torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", range(GPU_CASES // GPU_BLOCK))
+def test_cuda(block: int, poisoned_memory: Any) -> None:
+    wrong: list[str] = []
+    for seed in range(block * GPU_BLOCK, (block + 1) * GPU_BLOCK):
+        case = draw(1000 + seed)
+        inputs, dout, dlast = tensors(case, "cuda")
+        got = run(case, inputs, dout, dlast, "cuda")
+        loop = case.positions * len(case.routes) <= 200
+        true = exact(case, inputs, dout, dlast, "reference" if loop else "chunked")
+        wrong += [f"{case}: {line}" for line in errors(case, got, true)]
+        poisoned_memory()
+        again = run(case, inputs, dout, dlast, "cuda")
+        wrong += [f"{case}: {name} differs between runs" for name in got if not bitwise_equal(got[name], again[name])]
+        torch.use_deterministic_algorithms(False)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(0, (7,)), (2, (0,)), (2, (3, 0)), (1, (1, 5, 0))], ids=str)
+def test_empty_on_cuda(shape: tuple[int, tuple[int, ...]], dtype: torch.dtype) -> None:
+    """No batch or no positions: empty outputs, zero last states, and zero gradients of the parameters."""
+    batch, grid = shape
+    case = replace(draw(0), batch=batch, grid=grid, routes=("forward", "backward"), dtype=dtype, half_parameters=False)
+    inputs, dout, dlast = tensors(case, "cuda")
+    got = run(case, inputs, dout, dlast, "cuda")
+    assert got["out"].shape == dout.shape
+    assert not any(t.any() for name, t in got.items() if name in ("last", "A", "D", "delta_bias"))
+    torch.cuda.synchronize()
