@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
-from ssmvision.kernels.selective_scan import chunked, cuda, reference
+from ssmvision.kernels.selective_scan import chunked, cuda, reference, triton
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.config import n_saved
 
@@ -24,6 +24,10 @@ OP = "selective_scan"
 registry.register(
     OP,
     registry.Backend("cuda", 30, cuda.can_run, cuda.forward, cuda.backward),
+)
+registry.register(
+    OP,
+    registry.Backend("triton", 20, triton.can_run, triton.forward, triton.backward),
 )
 registry.register(
     OP,
