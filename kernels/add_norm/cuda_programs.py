@@ -20,7 +20,8 @@ class Norm(ctypes.Structure):
     """`struct Norm` of csrc/common.cuh."""
 
     _fields_ = [
-        *((name, POINTER) for name in "hidden residual weight normed total rstd d_hidden d_residual partial".split()),
+        *((name, POINTER) for name in ("hidden", "residual", "weight", "normed", "total", "rstd")),
+        *((name, POINTER) for name in ("d_hidden", "d_residual", "partial")),
         ("rows", LONG),
         ("C", INT),
         ("eps", FLOAT),

@@ -60,8 +60,8 @@ def _check(hidden: Tensor, residual: Tensor | None, weight: Tensor) -> None:
             raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
         if t is not None and t.device != hidden.device:
             raise ValueError(f"{name} is on {t.device} but hidden is on {hidden.device}; move it there")
-    if hidden.dim() < 2:
-        raise ValueError(f"hidden must be (..., C) with at least two axes, got {tuple(hidden.shape)}")
+    if hidden.dim() == 0:
+        raise ValueError("hidden must be (..., C), got a tensor without axes")
     if residual is not None and residual.shape != hidden.shape:
         raise ValueError(f"residual must have hidden's shape {tuple(hidden.shape)}, got {tuple(residual.shape)}")
     if tuple(weight.shape) != (hidden.shape[-1],):

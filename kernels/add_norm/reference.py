@@ -40,7 +40,7 @@ def forward(
     total = total.to(residual_dtype)
     normed = F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(out_dtype)
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
-    rstd = (wide.square().mean(-1) + eps).rsqrt().flatten()
+    rstd = (wide.square().mean(-1) + eps).rsqrt().reshape(-1)
     kept = keeps_hidden(hidden, residual, residual_dtype)
     return normed, hidden.new_empty(0, dtype=residual_dtype) if kept else total, rstd
 
@@ -77,6 +77,6 @@ def backward(
     grad = scale * (d_unit - unit * (d_unit * unit).mean(-1, keepdim=True))
     if d_total is not None:
         grad = grad + d_total.to(wide)
-    d_weight = (dy * unit).flatten(0, -2).sum(0).to(weight.dtype)
+    d_weight = (dy * unit).reshape(-1, weight.shape[0]).sum(0).to(weight.dtype)
     apart = has_residual and hidden_dtype != total.dtype
     return grad.to(hidden_dtype), grad.to(total.dtype) if apart else None, d_weight

@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssmvision.layers.mamba import MambaMixer
+from ssmvision.layers.norm import RMSNorm
 
 __all__ = ["ResidualMambaBlock"]
 
@@ -21,7 +22,7 @@ class ResidualMambaBlock(nn.Module):
 
     Args:
         dim: width of the tokens.
-        norm: over the last axis.
+        norm: over the last axis; a `ssmvision.layers.norm.RMSNorm` is fused with the addition on CUDA.
         mixer_args: arguments of `MambaMixer`.
         drop_path: probability of dropping a sample's mixer output in training.
         residual_in_fp32: keep the residual in at least float32.
@@ -46,7 +47,12 @@ class ResidualMambaBlock(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of both streams; see the class for shapes."""
-        residual = hidden if residual is None else residual + hidden
+        dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
         if self.residual_in_fp32:
-            residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        return self.drop_path(self.mixer(self.norm(residual))), residual
+            dtype = torch.promote_types(dtype, torch.float32)
+        if isinstance(self.norm, RMSNorm):
+            normed, residual = self.norm.add(hidden, residual, dtype)
+        else:
+            residual = (hidden if residual is None else residual + hidden).to(dtype)
+            normed = self.norm(residual)
+        return self.drop_path(self.mixer(normed)), residual
