@@ -12,6 +12,7 @@ from ssmvision.kernels.causal_conv.op import conv
 pytestmark = pytest.mark.gpu
 
 BOTH = ("forward", "backward")
+Case = tuple[tuple[str, ...], int, int, int, int]
 # routes, B, L, E, W: Vim's forms, one token, fewer tokens than taps, odd channels, one tap, many taps, more routes.
 CASES = [
     (BOTH, 3, 197, 96, 4),
@@ -30,7 +31,7 @@ CASES = [
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}
 
 
-def make(case: tuple[tuple[str, ...], int, int, int, int], dtype: torch.dtype, wide_weights: bool) -> list[Tensor]:
+def make(case: Case, dtype: torch.dtype, wide_weights: bool) -> list[Tensor]:
     """x, weight, bias and the gradient of the result."""
     routes, batch, length, channels, taps = case
     g = torch.Generator().manual_seed(0)
@@ -44,26 +45,35 @@ def error(value: Tensor, expected: Tensor) -> float:
     return float((value.double() - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("wide_weights", [True, False])
+def check(case: Case, dtype: torch.dtype, wide_weights: bool, silu: bool, has_bias: bool) -> None:
+    """Result and gradients against the definition in float64."""
+    x, weight, bias, dout = make(case, dtype, wide_weights)
+    offset = bias if has_bias else None
+    exact = (x.double(), weight.double(), None if offset is None else offset.double(), case[0], silu)
+    expected = (reference.forward(*exact), *reference.backward(*exact, dout.double()))
+    args = (x, weight, offset, case[0], silu)
+    got = (cuda.forward(*args), *cuda.backward(*args, dout))
+    for name, value, want in zip(("out", "dx", "dweight", "dbias"), got, expected, strict=True):
+        if want is None:
+            assert value is None
+        else:
+            assert value is not None
+            assert value.shape == want.shape
+            assert error(value, want) <= TOLERANCE[value.dtype], (name, error(value, want))
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_float64(
-    case: tuple[tuple[str, ...], int, int, int, int], dtype: torch.dtype, wide_weights: bool
-) -> None:
-    x, weight, bias, dout = make(case, dtype, wide_weights)
-    for silu, offset in ((True, bias), (False, bias), (True, None)):
-        wide = None if offset is None else offset.double()
-        exact = (x.double(), weight.double(), wide, case[0], silu)
-        expected = (reference.forward(*exact), *reference.backward(*exact, dout.double()))
-        got = (
-            cuda.forward(x, weight, offset, case[0], silu),
-            *cuda.backward(x, weight, offset, case[0], silu, dout),
-        )
-        for name, value, want in zip(("out", "dx", "dweight", "dbias"), got, expected, strict=True):
-            assert (value is None) == (want is None)
-            if value is not None and want is not None:
-                assert value.shape == want.shape
-                assert error(value, want) <= TOLERANCE[dtype], (name, silu, offset is None)
+def test_matches_float64(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype, wide_weights=True, silu=True, has_bias=True)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_options_match_float64(dtype: torch.dtype) -> None:
+    """Weights of the tokens' dtype; no activation; no bias."""
+    check(CASES[0], dtype, wide_weights=False, silu=True, has_bias=True)
+    check(CASES[0], dtype, wide_weights=True, silu=False, has_bias=True)
+    check(CASES[0], dtype, wide_weights=True, silu=True, has_bias=False)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
