@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmvision.kernels.mamba_mixer.args import Parameters
+from ssmvision.kernels.mamba_mixer.interface import MAX_TAPS, Recompute, compute_dtype, run_mixer
+from ssmvision.kernels.registry import Request, choose
 from ssmvision.kernels.selective_scan import selective_scan_nd
 
 Merge = Literal["sum", "mean", "none"]
@@ -30,6 +33,12 @@ def inverse_softplus_dt(
     dt = torch.exp(torch.rand(size, **factory) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
     dt = dt.clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _scan_runs_on_cuda(device: str, dtype: torch.dtype, backend: str) -> bool:
+    """Asked of the registry, which a compiler need not trace."""
+    return choose("selective_scan", Request(device, dtype), backend).name == "cuda"
 
 
 class MambaMixer(nn.Module):
@@ -50,7 +59,13 @@ class MambaMixer(nn.Module):
         bias: give `in_proj` and `out_proj` a bias.
         conv_bias: give the convolutions a bias.
         layer_scale: start value of a learned factor per output channel, None for no such factor.
-        backend: see `selective_scan_nd`.
+        backend: of the scan, see `selective_scan_nd`.
+        fused: run as one operator (`ssmvision.kernels.mamba_mixer`), which takes fewer launches and less memory than
+            the layers one by one, and is the same function up to rounding. None: where the scan's backend is "cuda".
+            True: everywhere; False: nowhere. In any case the layers run one by one for shared directions, for more
+            than 8 taps, and as long as a projection or convolution has hooks or was replaced by another kind of layer.
+        recompute: what the operator's backward computes again to save memory, "least", "scan" or "all"; see
+            `mamba_mixer`.
         device, dtype: of the parameters.
 
     Shape:
@@ -72,6 +87,8 @@ class MambaMixer(nn.Module):
         bias: bool = False,
         conv_bias: bool = True,
         layer_scale: float | None = None,
+        fused: bool | None = None,
+        recompute: Recompute = "least",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +102,8 @@ class MambaMixer(nn.Module):
         self.merge: Merge = merge
         self.backward_dt_init = backward_dt_init
         self.backend = backend
+        self.fused = fused
+        self.recompute: Recompute = recompute
 
         self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=bias, **factory)
         for route in self.routes:
@@ -185,7 +204,45 @@ class MambaMixer(nn.Module):
         assert isinstance(y, Tensor)
         return y
 
+    def _is_plain(self) -> bool:
+        """Whether the operator does what the layers would: not where one has hooks or is another kind of layer."""
+        if self.shared_directions or self.d_conv > MAX_TAPS:
+            return False
+        kinds: dict[str, type[nn.Module]] = {"in_proj": nn.Linear, "out_proj": nn.Linear}
+        for suffix in map(self._suffix, self.routes):
+            kinds |= {f"conv1d{suffix}": nn.Conv1d, f"x_proj{suffix}": nn.Linear, f"dt_proj{suffix}": nn.Linear}
+        layers = ((getattr(self, name), kind) for name, kind in kinds.items())
+        return all(type(m) is kind and not (m._forward_hooks or m._forward_pre_hooks) for m, kind in layers)
+
+    def _uses_operator(self, tokens: Tensor) -> bool:
+        if self.fused is False or not self._is_plain():
+            return False
+        return self.fused is True or _scan_runs_on_cuda(str(tokens.device), compute_dtype(tokens), self.backend)
+
+    def _parameters_by_route(self) -> Parameters:
+        suffixes = [self._suffix(route) for route in self.routes]
+        convs, x_projs, dt_projs = (
+            [getattr(self, f"{name}{suffix}") for suffix in suffixes] for name in ("conv1d", "x_proj", "dt_proj")
+        )
+        return Parameters(
+            in_weight=self.in_proj.weight,
+            in_bias=self.in_proj.bias,
+            out_weight=self.out_proj.weight,
+            out_bias=self.out_proj.bias,
+            conv_weight=tuple(conv.weight for conv in convs),
+            conv_bias=tuple(conv.bias for conv in convs if conv.bias is not None),
+            x_weight=tuple(x_proj.weight for x_proj in x_projs),
+            dt_weight=tuple(dt_proj.weight for dt_proj in dt_projs),
+            dt_bias=tuple(dt_proj.bias for dt_proj in dt_projs),
+            A_log=tuple(getattr(self, f"A{SUFFIX[route]}_log") for route in self.routes),
+            D=tuple(getattr(self, f"D{suffix}") for suffix in suffixes),
+        )
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
-        out: Tensor = self.out_proj(self.scan(tokens))
+        if self._uses_operator(tokens):
+            p = self._parameters_by_route()
+            out = run_mixer(tokens, p, self.routes, self.merge, self.recompute, self.backend)
+        else:
+            out = self.out_proj(self.scan(tokens))
         return out if self.gamma is None else out * self.gamma

@@ -1,0 +1,54 @@
+"""The mixer's own CUDA programs: the parameter block as csrc/ declares it, and the variants that are built ahead."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import product
+
+import torch
+
+from ssmvision.kernels.cuda import ProgramSpec, register_program
+
+__all__ = ["ENTRIES", "IO", "Pack"]
+
+# Value of the macros IO and SRC.
+IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ENTRIES = 24
+PACKAGE = "ssmvision.kernels.mamba_mixer"
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+
+
+class Pack(ctypes.Structure):
+    """`struct Pack` of csrc/pack.cu."""
+
+    _fields_ = (
+        ("source", POINTER * ENTRIES),
+        ("to", POINTER * ENTRIES),
+        ("count", INT * ENTRIES),
+        ("exact", INT),
+        ("exponential", INT),
+    )
+
+
+register_program(
+    ProgramSpec(
+        "mixer_pack",
+        PACKAGE,
+        "csrc/pack.cu",
+        {"pack": (Pack,)},
+        [{"SRC": 0, "IO": io} for io in IO.values()] + [{"SRC": io, "IO": io} for io in (1, 2)],
+    )
+)
+register_program(
+    ProgramSpec(
+        "mixer_gate",
+        PACKAGE,
+        "csrc/gate.cu",
+        {"gate_backward": (*(POINTER,) * 5, LONG, INT, LONG, LONG)},
+        [
+            {"IO": io, "VEC": vec}
+            for io, vec in product(IO.values(), (1, 4, 8))
+            if (io, vec) not in ((0, 8), (1, 4), (2, 4))
+        ],
+    )
+)

@@ -1,0 +1,162 @@
+"""The mixer's `torch.library` operator: schema, fake and autograd rules.
+
+All parameters travel as one list, in the order of `Parameters.flat`; routes as one comma-separated string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.mamba_mixer import pack, passes
+from ssmvision.kernels.mamba_mixer.args import Parameters, Weights, sizes_of
+from ssmvision.kernels.selective_scan.op import scan
+
+__all__ = ["mixer", "mixer_backward"]
+
+
+def _forward(
+    tokens: Tensor, parameters: Sequence[Tensor], routes: str, merge: str, keep: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return out (B, L, D), the fields of `Kept`, and the packed parameters; empty where `keep` leaves them out."""
+    names = tuple(routes.split(","))
+    p = Parameters.from_flat(parameters, len(names))
+    with torch.autocast(tokens.device.type, enabled=False):
+        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+        low, exact = pack.pack(p, tokens.dtype, tools.fill)
+        w = pack.view(p, tokens.dtype, low, exact)
+        out, kept = passes.forward(tools, tokens.contiguous(), w, names, merge, keep)
+    if keep == "nothing":
+        low, exact = low.new_empty(0), exact.new_empty(0)
+    return out, *kept, low, exact
+
+
+def _forward_fake(
+    tokens: Tensor, parameters: Sequence[Tensor], routes: str, merge: str, keep: str, backend: str
+) -> tuple[Tensor, ...]:
+    names = tuple(routes.split(","))
+    p = Parameters.from_flat(parameters, len(names))
+    s = sizes_of(p)
+    batch, length, _ = tokens.shape
+    # Sizes may be symbols here, which the kept layouts cannot be looked up by.
+    low, exact = pack.buffers(p, tokens.dtype, pack.lay_out(s, p.in_weight.dtype != tokens.dtype))
+    if keep == "nothing":
+        low, exact = low.new_empty(0), exact.new_empty(0)
+    xz = tokens.new_empty(batch, length, 2 * s.inner)
+    x_dbl = tokens.new_empty(s.routes, batch * length, s.rank + 2 * s.state)
+    y, states = _scan_fake(tokens, p, names, merge, keep == "states", backend)
+    if keep in ("nothing", "tokens"):
+        xz, x_dbl = tokens.new_empty(0), tokens.new_empty(0)
+    return tokens.new_empty(tokens.shape), xz, x_dbl, y, states, low, exact
+
+
+def _scan_fake(
+    tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, save: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Shapes of the ungated result and the states, as the scan's own operator gives them."""
+    s = sizes_of(p)
+    shape = (tokens.shape[0], s.routes, tokens.shape[1])
+    u, b = tokens.new_empty(*shape, s.inner), tokens.new_empty(*shape, s.state)
+    a = tokens.new_empty(s.routes, s.inner, s.state, dtype=torch.promote_types(tokens.dtype, torch.float32))
+    z = tokens.new_empty(tokens.shape[0], tokens.shape[1], s.inner)
+    _, _, states, y = scan(u, u, a, b, b, None, z, None, True, ",".join(routes), merge, save, backend)
+    return y, states
+
+
+def _gradients(
+    dout: Tensor,
+    tokens: Tensor,
+    parameters: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    low: Tensor,
+    exact: Tensor,
+    routes: str,
+    merge: str,
+    backend: str,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:  # fmt: skip
+    """Gradients of the tokens and of the fields of `Weights`, stacked; of an absent one, an empty tensor."""
+    names = tuple(routes.split(","))
+    p = Parameters.from_flat(parameters, len(names))
+    with torch.autocast(tokens.device.type, enabled=False):
+        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+        w = pack.view(p, tokens.dtype, low, exact)
+        dtokens, grads = passes.backward(
+            tools, dout.contiguous(), tokens.contiguous(), p, w, passes.Kept(*kept), names, merge
+        )
+    return (dtokens, *(tokens.new_empty(0) if g is None else g.contiguous() for g in grads))  # type: ignore[return-value]
+
+
+def _gradients_fake(dout: Tensor, tokens: Tensor, parameters: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
+    k = len(rest[3].split(","))
+    p = Parameters.from_flat(parameters, k)
+    stacked: list[Tensor] = []
+    for name, value in zip(Parameters._fields, p, strict=True):
+        if value is None or value == ():
+            stacked.append(tokens.new_empty(0))
+        elif isinstance(value, Tensor):
+            stacked.append(torch.empty_like(value, memory_format=torch.contiguous_format))
+        else:
+            first = value[0]
+            shape = first.squeeze(1).shape if name == "conv_weight" and first.dim() == 3 else first.shape
+            stacked.append(first.new_empty(k, *shape))
+    return (tokens.new_empty(tokens.shape), *stacked)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tokens, parameters, ctx.routes, ctx.merge, keep, ctx.backend = inputs
+    if keep == "nothing":
+        raise RuntimeError("the mixer ran without keeping anything for a backward, so it has no gradient")
+    ctx.set_materialize_grads(False)
+    ctx.count = len(parameters)
+    ctx.save_for_backward(tokens, *parameters, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _spread(grads: Weights, p: Parameters) -> list[Tensor]:
+    """Gradients of the parameters as they were given, in the order of the operator's list."""
+    found: list[Any] = []
+    for grad, value in zip(grads, p, strict=True):
+        if isinstance(value, tuple):
+            found.append(tuple(g.view(t.shape) for g, t in zip(grad.unbind(0), value, strict=True) if value))
+        else:
+            found.append(None if value is None else grad)
+    return Parameters(*found).flat()
+
+
+def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
+    tokens, *rest = ctx.saved_tensors
+    parameters, kept, packed = rest[: ctx.count], rest[ctx.count : -2], rest[-2:]
+    if dout is None:
+        return (None, [None] * ctx.count, None, None, None, None)
+    dtokens, *grads = mixer_backward(dout, tokens, parameters, kept, *packed, ctx.routes, ctx.merge, ctx.backend)
+    p = Parameters.from_flat(parameters, len(ctx.routes.split(",")))
+    return (dtokens, _spread(Weights(*grads), p), None, None, None, None)
+
+
+def _no_second_order(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("ssmvision::mamba_mixer has no second derivative; drop create_graph=True around it")
+
+
+def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    raise NotImplementedError("ssmvision::mamba_mixer has no vmap rule; fold the mapped axis into the batch axis")
+
+
+def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register an operator; see the scan's for why not by `torch.library.custom_op`."""
+    qualified = f"ssmvision::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
+    torch.library.register_fake(qualified)(fake)
+    torch.library.register_vmap(qualified, _vmap)
+    return getattr(torch.ops.ssmvision, name).default
+
+
+mixer_backward = _define("mamba_mixer_backward", _gradients, _gradients_fake)
+mixer = _define("mamba_mixer", _forward, _forward_fake)
+torch.library.register_autograd("ssmvision::mamba_mixer", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ssmvision::mamba_mixer_backward", _no_second_order)
