@@ -1,7 +1,8 @@
 """Which backend runs an op: one table per op, a stated choice, and the reason every other backend was refused.
 
 `backend=` in a call, or the environment variable SSMVISION_BACKEND, forces one by name ("chunked") or forbids some
-("-triton" or "-triton,-cuda"); the call's argument wins over the variable.
+("-triton" or "-triton,-cuda"); the call's argument wins over the variable. The variable speaks to all ops at once: an
+op that has no backend of a name is left as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 __all__ = ["Backend", "NoBackendError", "Request", "choose", "explain", "ops", "register"]
 
 ENV_VAR = "SSMVISION_BACKEND"
+# What backends are called in any op, so that the variable can be checked before all ops are imported.
+NAMES = ("cuda", "triton", "chunked", "reference")
 logger = logging.getLogger("ssmvision")
 
 
@@ -39,6 +42,7 @@ class Backend:
         can_run: None where it can run the request, else the reason in one line.
         forward, backward: the implementation; signatures belong to the op.
         slow: picked only where nothing else runs, and then with a visible log line.
+        slow_on: types of device on which others are expected to run, so that picking this one is told as well.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Backend:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     slow: bool = False
+    slow_on: tuple[str, ...] = ()
 
 
 class NoBackendError(RuntimeError):
@@ -89,9 +94,9 @@ def _wish(op: str, backend: str, environment: str) -> _Wish:
     words = [w.strip() for w in asked.split(",") if w.strip() not in ("", "auto")]
     known = [b.name for b in _OPS[op].backends]
     for word in words:
-        if word.removeprefix("-") not in known:
+        if word.removeprefix("-") not in (*known, *(NAMES if source == ENV_VAR else ())):
             raise ValueError(f"{source}={asked}: {op} has no backend {word!r}; choose from {', '.join(known)}")
-    forced = tuple(w for w in words if not w.startswith("-"))
+    forced = tuple(w for w in words if w in known)
     return _Wish(f"{source}={asked}", forced, tuple(w[1:] for w in words if w.startswith("-")))
 
 
@@ -129,7 +134,8 @@ def _choose(op: str, request: Request, backend: str, environment: str) -> Backen
     reasons = explain(op, request, backend)
     for b in _OPS[op].backends:
         if reasons[b.name] is None:
-            if b.slow and b.name not in _wish(op, backend, environment).forced:
+            slow = b.slow or torch.device(request.device).type in b.slow_on
+            if slow and b.name not in _wish(op, backend, environment).forced:
                 _tell(op, b, request, reasons)
             return b
     lines = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -110,15 +110,17 @@ def read_entry(path: Path) -> bytes | None:
 
 def _store(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    temporary = path.with_name(f".new-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not by tempfile, whose files only their owner may read: a folder filled by an administrator or while an image
+        # is built serves other users.
+        with temporary.open("xb") as file:
             file.write(MAGIC + hashlib.sha256(content).digest() + content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

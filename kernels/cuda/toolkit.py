@@ -30,6 +30,15 @@ def _wheel(names: tuple[str, str], major: int) -> str:
     return names[0] if major >= 13 else names[1].format(major=major)
 
 
+def _wheel_version(names: tuple[str, str], major: int) -> str:
+    for name in names if major >= 13 else names[::-1]:
+        try:
+            return version(name.format(major=major))
+        except PackageNotFoundError:
+            continue
+    return "from elsewhere"
+
+
 def _files(names: tuple[str, str], major: int, pattern: str) -> Iterator[Path]:
     """Files of the installed wheels whose name matches."""
     for name in names if major >= 13 else names[::-1]:
@@ -132,7 +141,8 @@ def toolkit_digest() -> str:
         MissingToolkitError: see `nvrtc` and `include_folder`.
     """
     _, major, minor = nvrtc().nvrtcVersion()
-    digest = hashlib.sha256(f"nvrtc {major}.{minor}".encode())
+    # The wheel's version too: it also tells patch releases apart, which NVRTC does not.
+    digest = hashlib.sha256(f"nvrtc {major}.{minor} {_wheel_version(NVRTC_WHEELS, major)}".encode())
     for name in HALF_HEADERS:
         header = include_folder() / name
         digest.update(header.read_bytes() if header.is_file() else b"")

@@ -31,7 +31,7 @@ registry.register(
 )
 registry.register(
     OP,
-    registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward),
+    registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward, slow_on=("cuda",)),
 )
 registry.register(
     OP,
@@ -114,7 +114,7 @@ def _forward_fake(
     positions = 1
     for size in delta.shape[2:-1]:
         positions = positions * size
-    saved = n_saved(positions) if save_states else 0
+    saved = n_saved(positions, delta.device.type) if save_states else 0
     dtype = compute_dtype(x, delta)
     return (
         x.new_empty(_out_shape(delta, merge)),

@@ -149,6 +149,17 @@ def test_an_entry_that_cannot_be_read_is_compiled_again(
     assert any("cannot be read" in record.message for record in caplog.records)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_other_users_may_read_an_entry_as_the_umask_says(package: str, folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        make_program(package).variant({"FACTOR": 2}).build("sm_90")
+    finally:
+        os.umask(before)
+    (entry,) = folder.iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o644
+
+
 def test_without_a_home_folder_kernels_are_still_compiled(
     package: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
