@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["BenchScanConfig"]
+__all__ = ["BenchScanConfig", "BenchVimConfig"]
 
 
 @dataclass(frozen=True)
 class BenchScanConfig:
-    """Time the selective scan beside the sequential loop that defines it, and measure its training memory.
+    """Time the selective scan: on a CPU beside the loop that defines it, on a GPU beside its floor and its peers.
 
     Attributes:
         device: where to run.
-        dtype: of the inputs; the state is float32 whatever it is.
+        dtype: of the inputs; the state is float32 whatever it is. "auto" is float32 on a CPU, bfloat16 on a GPU.
         backend: "auto", or the backend to time.
-        shapes: which of the table's rows to run; "all" is every row.
-        repeats: timed runs per row after one warm-up; the fastest counts.
+        shapes: which rows to run, separated by commas; "all" is every row. An unknown one is answered with the list.
+        repeats: timed runs per row after one warm-up, the fastest counts (CPU only).
         threads: CPU threads; 0 keeps PyTorch's choice.
         json: print JSON instead of a table.
+        out: also write the JSON to this file.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     backend: str = "auto"
-    shapes: Literal["all", "sequence", "vim", "volume"] = "all"
+    shapes: str = "all"
     repeats: int = 3
     threads: int = 0
     json: bool = False
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class BenchVimConfig:
+    """Time a model beside a vision transformer on a GPU: throughput, memory, and the latency of one image.
+
+    A training step is forward, loss, backward and fused AdamW; weights are float32. Every figure is given eagerly and
+    as one captured CUDA graph.
+
+    Attributes:
+        model: any model of timm, ours included, that takes `img_size`.
+        peer: the model beside it; "" for none.
+        sizes: image side in pixels and batch size, separated by commas.
+        dtype: of the computation, by autocast where it is not float32.
+        train: also time training steps, where a batch holds more than one image.
+        json: print JSON instead of a table.
+        out: also write the JSON to this file.
+    """
+
+    model: str = "vim_small"
+    peer: str = "vit_small_patch16_224"
+    sizes: str = "224/64,1248/4,224/1"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    train: bool = True
+    json: bool = False
+    out: Path | None = None

@@ -1,27 +1,30 @@
-"""`ssmvision bench scan`: our selective scan beside the sequential reference loop, forward and with its backward."""
+"""`ssmvision bench scan` on a CPU: our selective scan beside the sequential loop, forward and with its backward."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ssmvision.bench.config import BenchScanConfig
-from ssmvision.errors import UserError
+from ssmvision.bench.table import as_json, chosen, write_text
 from ssmvision.kernels import registry
 from ssmvision.kernels.selective_scan import selective_scan_nd
 from ssmvision.kernels.selective_scan.args import ScanArgs
 from ssmvision.kernels.selective_scan.reference import selective_scan_nd_reference
 
-__all__ = ["SHAPES", "Case", "Row", "run"]
+if TYPE_CHECKING:
+    from ssmvision.bench.gpu import GpuRow
+
+__all__ = ["SHAPES", "Case", "Row", "run", "run_cpu"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ SHAPES: dict[str, Case] = {
 class Row:
     """One shape's figures: milliseconds (ours and the loop's), and the peak memory of ours in training, in GiB.
 
-    On a CPU the peak is that of a whole fresh process, PyTorch included; on a GPU what PyTorch allocated.
+    The peak is that of a whole fresh process, PyTorch included.
 
     `error` is the largest difference from the loop, relative to its largest output; None where the loop did not run.
     """
@@ -67,34 +70,43 @@ class Row:
     training_peak_gib: float
 
 
-def run(config: BenchScanConfig) -> list[Row]:
-    """Time every chosen shape and print the table.
+def run(config: BenchScanConfig) -> Sequence[Row | GpuRow]:
+    """Time every chosen shape on the chosen device and print the table.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: CUDA is asked for and there is none, or a shape that does not exist.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA device here; run `ssmvision doctor` or use --device cpu")
+    if config.device == "cuda":
+        from ssmvision.bench.gpu import run_gpu
+
+        return run_gpu(config)
+    return run_cpu(replace(config, dtype="float32") if config.dtype == "auto" else config)
+
+
+def run_cpu(config: BenchScanConfig) -> list[Row]:
+    """Time every chosen shape on the CPU.
+
+    Raises:
+        UserError: `config.shapes` names a shape that does not exist.
+    """
+    names = chosen(config.shapes, SHAPES)
     if config.threads:
         torch.set_num_threads(config.threads)
     rows = []
-    for name, case in SHAPES.items():
-        if config.shapes in ("all", name):
-            rows.append(_measure(name, case, config))
-            if not config.json:
-                print(_sentence(rows[-1]), flush=True)
-    if config.json:
-        print(json.dumps({"machine": _machine(config), "rows": [asdict(row) for row in rows]}, indent=2))
-    else:
-        print(_machine(config))
+    for name in names:
+        rows.append(_measure(name, SHAPES[name], config))
+        if not config.json:
+            print(_sentence(rows[-1]), flush=True)
+    text = as_json(_machine(config), rows)
+    print(text if config.json else _machine(config))
+    if config.out is not None:
+        write_text(config.out, text)
     return rows
 
 
 def _machine(config: BenchScanConfig) -> str:
-    name = (
-        torch.cuda.get_device_name() if config.device == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    )
-    return f"{name}; {config.dtype}; torch {torch.__version__}; Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}; Python {platform.python_version()}"
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads; {config.dtype}; {versions}"
 
 
 def _cpu_name() -> str:
@@ -111,7 +123,7 @@ def _inputs(case: Case, config: BenchScanConfig) -> dict[str, Tensor]:
     k = len(case.routes)
 
     def rand(*shape: int) -> Tensor:
-        t = torch.randn(*shape, generator=g).to(config.device, getattr(torch, config.dtype))
+        t = torch.randn(*shape, generator=g).to(getattr(torch, config.dtype))
         return t.requires_grad_()
 
     tensors = {
@@ -123,9 +135,9 @@ def _inputs(case: Case, config: BenchScanConfig) -> dict[str, Tensor]:
     }
     decay = torch.arange(1, case.states + 1, dtype=torch.float32).expand(k, case.channels, -1)
     return tensors | {
-        "A": (-decay).clone().to(config.device).requires_grad_(),
-        "D": torch.ones(k, case.channels, device=config.device, requires_grad=True),
-        "delta_bias": torch.full((k, case.channels), -3.0, device=config.device, requires_grad=True),
+        "A": (-decay).clone().requires_grad_(),
+        "D": torch.ones(k, case.channels, requires_grad=True),
+        "delta_bias": torch.full((k, case.channels), -3.0, requires_grad=True),
     }
 
 
@@ -150,12 +162,8 @@ def _time_ms(f: Callable[[], object], config: BenchScanConfig) -> float:
     """Fastest of the repeats, after one warm-up."""
     best = float("inf")
     for i in range(config.repeats + 1):
-        if config.device == "cuda":
-            torch.cuda.synchronize()
         start = time.perf_counter()
         f()
-        if config.device == "cuda":
-            torch.cuda.synchronize()
         if i:
             best = min(best, time.perf_counter() - start)
     return best * 1e3
@@ -182,7 +190,7 @@ def _measure(name: str, case: Case, config: BenchScanConfig) -> Row:
         with torch.no_grad():
             expected = loop()
             error = float((ours() - expected).abs().max() / expected.abs().max())
-    request = registry.Request(config.device, getattr(torch, config.dtype))
+    request = registry.Request("cpu", getattr(torch, config.dtype))
     size = f"B{case.batch} {'x'.join(map(str, case.grid))} E{case.channels} N{case.states} K{len(case.routes)}"
     return Row(
         name,
@@ -193,24 +201,19 @@ def _measure(name: str, case: Case, config: BenchScanConfig) -> Row:
         forward(loop) if case.loop else None,
         training(loop) if case.loop else None,
         error,
-        _training_peak_gib(name, config),
+        _training_peak_gib(case, config),
     )
 
 
-def _training_peak_gib(name: str, config: BenchScanConfig) -> float:
-    """Peak memory of one training step: allocated on the device, or resident in a fresh process, PyTorch included."""
-    if config.device == "cuda":
-        t = _inputs(SHAPES[name], config)
-        torch.cuda.reset_peak_memory_stats()
-        torch.autograd.grad(_ours(t, SHAPES[name], config.backend).sum(), list(t.values()))
-        return torch.cuda.max_memory_allocated() / 2**30
+def _training_peak_gib(case: Case, config: BenchScanConfig) -> float:
+    """Peak resident memory of a fresh process that makes one training step, PyTorch included."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_this_process, (name, config))
+        return pool.apply(_peak_of_this_process, (case, config))
 
 
-def _peak_of_this_process(name: str, config: BenchScanConfig) -> float:
-    t = _inputs(SHAPES[name], config)
-    torch.autograd.grad(_ours(t, SHAPES[name], config.backend).sum(), list(t.values()))
+def _peak_of_this_process(case: Case, config: BenchScanConfig) -> float:
+    t = _inputs(case, config)
+    torch.autograd.grad(_ours(t, case, config.backend).sum(), list(t.values()))
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -97,9 +97,15 @@ COMMANDS = (
     ),
     Command(
         "bench scan",
-        "time the selective scan's backends",
+        "time the selective scan's backends beside their peers",
         "ssmvision.bench.config:BenchScanConfig",
         "ssmvision.bench.scan:run",
+    ),
+    Command(
+        "bench vim",
+        "time a model beside a vision transformer on a GPU: throughput, memory, latency",
+        "ssmvision.bench.config:BenchVimConfig",
+        "ssmvision.bench.vim:run",
     ),
 )
 
