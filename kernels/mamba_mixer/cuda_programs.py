@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from itertools import product
 
 import torch
 
@@ -45,10 +44,6 @@ register_program(
         PACKAGE,
         "csrc/gate.cu",
         {"gate_backward": (*(POINTER,) * 5, LONG, INT, LONG, LONG)},
-        [
-            {"IO": io, "VEC": vec}
-            for io, vec in product(IO.values(), (1, 4, 8))
-            if (io, vec) not in ((0, 8), (1, 4), (2, 4))
-        ],
+        [{"IO": io, "VEC": vec} for io in IO.values() for vec in (1, 4 if io == 0 else 8)],
     )
 )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmvision.kernels import causal_conv, registry
+from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import reference as conv_reference
 from ssmvision.kernels.mamba_mixer import pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights

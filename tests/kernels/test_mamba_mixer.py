@@ -1,0 +1,285 @@
+"""The mixer operator on a CPU: against the layers one by one, through torch.compile, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ssmvision.kernels.cuda import programs
+from ssmvision.kernels.cuda.compiler import compile_cubin
+from ssmvision.kernels.mamba_mixer import cuda_programs, mamba_mixer
+from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
+from ssmvision.kernels.mamba_mixer.op import mixer as mixer_op
+from ssmvision.kernels.mamba_mixer.pack import copy_entries, lay_out, pack, view
+from ssmvision.layers.mamba import MambaMixer
+from tests.kernels.mixers import error, pair, results, tokens
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bidirectional": True},
+    {"bidirectional": True, "merge": "sum", "bias": True},
+    {"bias": True, "conv_bias": False, "d_conv": 1},
+    {"bidirectional": True, "conv_bias": False, "d_state": 1, "dt_rank": 3, "expand": 1},
+    {"bidirectional": True, "d_conv": 8, "layer_scale": 0.1},
+]
+
+
+def parameters(mixer: MambaMixer) -> Parameters:
+    return mixer._parameters_by_route()
+
+
+@pytest.mark.parametrize("recompute", ["least", "scan", "all"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_the_layers_one_by_one(options: dict[str, Any], recompute: Any) -> None:
+    """Result and the gradient of every input, in float64, on both backends; 70 tokens cross a chunk."""
+    for backend, length in (("chunked", 70), ("reference", 5)):
+        fused, layers = pair(6, backend=backend, **{"d_state": 4} | options)
+        fused.recompute = recompute
+        x = tokens(2, length, 6)
+        assert max(error(results(fused, x), results(layers, x)).values()) < 1e-12
+
+
+def test_parameters_of_another_dtype_are_cast() -> None:
+    """Under autocast the operator returns autocast's dtype, and gradients have the parameters'."""
+    fused, layers = pair(8, torch.float32, d_state=4, bidirectional=True, bias=True)
+    x = tokens(2, 9, 8, dtype=torch.float32)
+    got, wanted = (results(m, x, torch.bfloat16) for m in (fused, layers))
+    assert {k: v.dtype for k, v in got.items()} == {k: v.dtype for k, v in wanted.items()}
+    assert got["out"].dtype == torch.bfloat16
+    assert max(error(got, wanted).values()) < 0.03
+
+
+def test_tokens_need_not_be_contiguous() -> None:
+    fused, layers = pair(6, d_state=4, bidirectional=True)
+    x = tokens(9, 6, 2).detach().permute(2, 0, 1).requires_grad_()
+    assert max(error(results(fused, x), results(layers, x)).values()) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6), (2, 1, 6)], ids=str)
+def test_no_sequence_and_one_token(shape: tuple[int, ...]) -> None:
+    fused, layers = pair(6, d_state=4, bidirectional=True)
+    x = tokens(*shape)
+    got, wanted = results(fused, x), results(layers, x)
+    assert all(torch.allclose(got[k], v, atol=1e-14) for k, v in wanted.items())
+
+
+def test_no_token() -> None:
+    """Torch's convolution refuses it, so there is nothing to compare with."""
+    got = results(pair(6, d_state=4, bidirectional=True)[0], tokens(2, 0, 6))
+    assert got["out"].shape == (2, 0, 6)
+    assert all(not t.any() for t in got.values())
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    fused, layers = pair(6, d_state=4, bidirectional=True)
+    x = tokens(2, 9, 6)
+    with torch.no_grad():
+        out, *kept = mixer_op(x, parameters(fused).flat(), "forward,backward", "mean", "nothing", "auto")
+        assert torch.allclose(out, layers(x), rtol=1e-12)
+    assert sum(t.numel() for t in kept) == 0
+
+
+def test_what_is_kept_shrinks_with_recompute() -> None:
+    fused, _ = pair(16, d_state=4, bidirectional=True)
+    flat, x = parameters(fused).flat(), tokens(2, 130, 16)
+    with torch.no_grad():
+        kept = {
+            keep: sum(t.numel() for t in mixer_op(x, flat, "forward,backward", "mean", keep, "auto")[1:-2])
+            for keep in ("states", "activations", "tokens")
+        }
+    length, inner = 2 * 130, 32
+    x_dbl = 2 * length * (fused.dt_rank + 2 * 4)
+    assert kept["tokens"] == 0
+    assert kept["activations"] == length * 2 * inner + x_dbl
+    assert kept["states"] > kept["activations"] + length * inner
+
+
+@pytest.mark.parametrize("keep", ["nothing", "tokens", "activations", "states"])
+def test_operator_rules(keep: str) -> None:
+    fused, _ = pair(8, torch.float32, d_state=4, bidirectional=True)
+    x = tokens(2, 9, 8, dtype=torch.float32)
+    flat = [t.detach().requires_grad_(keep != "nothing") for t in parameters(fused).flat()]
+    x = x.detach().requires_grad_(keep != "nothing")
+    torch.library.opcheck(mixer_op, (x, flat, "forward,backward", "mean", keep, "chunked"))
+
+
+def test_compiles_as_one_graph_with_gradients() -> None:
+    fused, layers = pair(8, torch.float32, d_state=4, bidirectional=True)
+    x = tokens(2, 9, 8, dtype=torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    out = compiled(x)
+    grads = torch.autograd.grad(out.square().sum(), [x, *fused.parameters()])
+    wanted = torch.autograd.grad(layers(x).square().sum(), [x, *layers.parameters()])
+    for got, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_no_second_derivative() -> None:
+    fused, _ = pair(6, d_state=4)
+    x = tokens(1, 5, 6)
+    (grad,) = torch.autograd.grad(fused(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_keeping_nothing_has_no_gradient() -> None:
+    fused, _ = pair(6, d_state=4)
+    with pytest.raises(RuntimeError, match="no gradient"):
+        mixer_op(tokens(1, 5, 6), parameters(fused).flat(), "forward", "mean", "nothing", "auto")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("conv_bias", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_parameters_survive_the_list(bias: bool, conv_bias: bool, bidirectional: bool) -> None:
+    mixer = MambaMixer(6, d_state=4, bidirectional=bidirectional, bias=bias, conv_bias=conv_bias)
+    p = parameters(mixer)
+    again = Parameters.from_flat(p.flat(), len(mixer.routes))
+    assert [id(t) for t in again.flat()] == [id(t) for t in p.flat()]
+    assert len(p.flat()) == len(list(mixer.parameters()))
+    assert again._fields == p._fields
+    assert all(type(a) is type(b) for a, b in zip(again, p, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_weights_are_the_parameters(dtype: torch.dtype) -> None:
+    mixer = MambaMixer(6, d_state=4, bidirectional=True, bias=True)
+    p = parameters(mixer)
+    w = view(p, dtype, *pack(p, dtype, copy_entries))
+    for name, value in p._asdict().items():
+        got = getattr(w, "A" if name == "A_log" else name)
+        want = torch.stack(value) if isinstance(value, tuple) else value
+        want = -want.exp() if name == "A_log" else want
+        projection = name in ("in_weight", "in_bias", "out_weight", "out_bias", "x_weight", "dt_weight")
+        torch.testing.assert_close(got, want.to(dtype if projection else torch.float32).view(got.shape))
+
+
+def test_parts_of_a_buffer_do_not_overlap() -> None:
+    mixer = MambaMixer(7, d_state=3, bidirectional=True, bias=True)
+    layout = lay_out(sizes_of(parameters(mixer)), cast=True)
+    for exact, size in ((False, layout.low), (True, layout.exact)):
+        slots = sorted((s for s in layout.slots if s.exact == exact), key=lambda s: s.offset)
+        ends = [s.offset + s.shape[0] * s.strides[0] for s in slots]
+        starts = [s.offset for s in slots[1:]] + [size]
+        assert all(end <= start for end, start in zip(ends, starts, strict=True))
+
+
+class TestWhenTheLayersRun:
+    """`fused=True` gives way wherever the operator would not do what the layers do."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        calls: list[str] = []
+        module = "ssmvision.layers.mamba"
+        original = MambaMixer.scan
+        monkeypatch.setattr(MambaMixer, "scan", lambda *a, **k: calls.append("layers") or original(*a, **k))
+        run = __import__(module, fromlist=["run_mixer"]).run_mixer
+        monkeypatch.setattr(f"{module}.run_mixer", lambda *a: calls.append("operator") or run(*a))
+        return calls
+
+    def test_only_where_asked_for_on_a_cpu(self, calls: list[str]) -> None:
+        for fused in (None, False, True):
+            MambaMixer(6, fused=fused)(torch.randn(1, 3, 6))
+        assert calls == ["layers", "layers", "operator"]
+
+    def test_shared_directions(self, calls: list[str]) -> None:
+        MambaMixer(6, bidirectional=True, shared_directions=True, fused=True)(torch.randn(1, 3, 6))
+        assert calls == ["layers"]
+
+    def test_more_taps_than_the_kernels_take(self, calls: list[str]) -> None:
+        MambaMixer(6, d_conv=9, fused=True)(torch.randn(1, 3, 6))
+        assert calls == ["layers"]
+
+    def test_hooks_are_called(self, calls: list[str]) -> None:
+        mixer, seen = MambaMixer(6, fused=True), []
+        handle = mixer.x_proj.register_forward_hook(lambda *a: seen.append(1))
+        mixer(torch.randn(1, 3, 6))
+        handle.remove()
+        mixer(torch.randn(1, 3, 6))
+        assert (calls, seen) == (["layers", "operator"], [1])
+
+    def test_a_replaced_projection_is_called(self, calls: list[str]) -> None:
+        mixer = MambaMixer(6, fused=True)
+        mixer.in_proj = nn.Sequential(mixer.in_proj)
+        mixer(torch.randn(1, 3, 6))
+        assert calls == ["layers"]
+
+    def test_a_parametrised_projection_is_called(self, calls: list[str]) -> None:
+        mixer = MambaMixer(6, fused=True)
+        parametrize.register_parametrization(mixer.in_proj, "weight", nn.Identity())
+        mixer(torch.randn(1, 3, 6))
+        assert calls == ["layers"]
+
+
+class TestPublicFunction:
+    """`mamba_mixer` checks what it is given."""
+
+    @pytest.fixture
+    def arguments(self) -> dict[str, Any]:
+        p = parameters(pair(6, d_state=4, bidirectional=True)[0])._asdict()
+        return {"tokens": tokens(2, 5, 6), **p, "routes": ("forward", "backward")}
+
+    def test_is_the_mixer(self, arguments: dict[str, Any]) -> None:
+        layers = pair(6, d_state=4, bidirectional=True)[1]
+        torch.testing.assert_close(mamba_mixer(**arguments), layers(arguments["tokens"]))
+
+    def test_taps_may_lack_the_middle_axis(self, arguments: dict[str, Any]) -> None:
+        flat = arguments | {"conv_weight": [t.squeeze(1) for t in arguments["conv_weight"]]}
+        torch.testing.assert_close(mamba_mixer(**flat), mamba_mixer(**arguments))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"merge": "none"}, "merge must be 'sum' or 'mean', got 'none'"),
+            ({"routes": ("forward", "row")}, "unknown route 'row'"),
+            ({"routes": ("forward",)}, "conv_weight must have one tensor for each of 1 routes, got 2"),
+            ({"recompute": "some"}, "recompute must be one of least, scan, all, got 'some'"),
+            ({"tokens": torch.zeros(5, 6)}, r"tokens must be \(B, L, D\), got \(5, 6\)"),
+            ({"tokens": torch.zeros(2, 5, 7)}, r"in_weight must have shape \(24, 7\), got \(24, 6\)"),
+            ({"in_bias": torch.zeros(24)}, "in_bias and out_bias must both be given"),
+            ({"D": [torch.zeros(5)] * 2}, r"D must have shape \(12,\), got \(5,\)"),
+            ({"conv_weight": [torch.zeros(12, 1, 9)] * 2}, r"W from 1 to 8.*got \(12, 1, 9\)"),
+            ({"out_weight": torch.zeros(6, 12, device="meta")}, "out_weight is on meta but tokens are on cpu"),
+        ],
+        ids=str,
+    )
+    def test_refuses(self, arguments: dict[str, Any], change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            mamba_mixer(**arguments | change)
+
+    def test_refuses_integers(self, arguments: dict[str, Any]) -> None:
+        with pytest.raises(TypeError, match="tokens must be a real floating-point tensor, got torch.int64"):
+            mamba_mixer(**arguments | {"tokens": torch.zeros(2, 5, 6, dtype=torch.int64)})
+
+
+MIXER = [program for program in programs() if program.spec.name.startswith("mixer_")]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", [program.spec.name for program in MIXER])
+def test_every_variant_compiles(name: str, arch: str) -> None:
+    program = next(p for p in MIXER if p.spec.name == name)
+    for variant in program.shipped():
+        options = [f"-D{key}={value}" for key, value in variant.defines.items()]
+        source = program.source
+        cubin = compile_cubin(source.text, name=source.name, arch=arch, options=options, headers=source.headers)
+        assert cubin.startswith(b"\x7fELF")
+
+
+def test_parameter_block_has_the_fields_of_the_source() -> None:
+    """Same names in the same order: a field that is missing on one side would shift all that follow."""
+    text = files("ssmvision.kernels.mamba_mixer").joinpath("csrc", "pack.cu").read_text()
+    match = re.search(r"struct Pack {(.*?)\n};", text, re.DOTALL)
+    assert match is not None
+    declared = re.findall(r"(\w+)(?:\[ENTRIES\])?[,;]", match[1])
+    assert declared == [name for name, _ in cuda_programs.Pack._fields_]
+    assert f"constexpr int ENTRIES = {cuda_programs.ENTRIES};" in text
