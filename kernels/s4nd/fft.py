@@ -1,0 +1,110 @@
+"""The long convolution by its definition: one N-D Fourier transform of the zero-padded input, as published.
+
+Source: Nguyen et al., "S4ND" (arXiv 2210.06583), section 3.1 and appendix B. The outer product of the kernels is formed
+in the frequency domain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.s4nd.args import ConvArgs, Grads, skip_connection
+
+__all__ = ["backward", "forward"]
+
+LETTERS = "xyz"
+
+
+def _sizes(args: ConvArgs) -> tuple[int, ...]:
+    """Circular lengths without wrap-around: axis plus reach of the kernel."""
+    axes = zip(args.grid, args.kernels, args.centers, strict=True)
+    return tuple(length + max(center, kernel.shape[-1] - center) for length, kernel, center in axes)
+
+
+def _spectra(args: ConvArgs, sizes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Transforms (R, C, H, S_a) of the kernels, lag 0 first; of the last axis the half that a real signal needs."""
+    spectra = []
+    for a, (kernel, center, size) in enumerate(zip(args.kernels, args.centers, sizes, strict=True)):
+        circular = torch.nn.functional.pad(kernel.to(dtype), (0, size - kernel.shape[-1])).roll(-center, -1)
+        spectra.append(torch.fft.rfft(circular) if a == len(sizes) - 1 else torch.fft.fft(circular))
+    return spectra
+
+
+def _transform(t: Tensor, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.fft.rfftn(t.to(dtype), s=sizes, dim=tuple(range(-len(sizes), 0)))
+
+
+def _restore(t: Tensor, sizes: tuple[int, ...], grid: Sequence[int]) -> Tensor:
+    full = torch.fft.irfftn(t, s=sizes, dim=tuple(range(-len(sizes), 0)))
+    return full[(..., *(slice(length) for length in grid))]
+
+
+def _dtype(args: ConvArgs) -> torch.dtype:
+    return torch.promote_types(args.u.dtype, torch.float32)
+
+
+def _names(args: ConvArgs) -> tuple[str, str, list[str]]:
+    """Einsum names: of the axes, of the output, and of each kernel."""
+    axes = LETTERS[: len(args.grid)]
+    return axes, ("bc" if args.dense else "bch") + axes, [f"rch{a}" for a in axes]
+
+
+def forward(args: ConvArgs) -> Tensor:
+    """See `long_conv_nd`; computed in float32 (float64 for float64), the result has u's dtype."""
+    dtype, sizes = _dtype(args), _sizes(args)
+    axes, out, kernels = _names(args)
+    spectrum = torch.einsum(f"{','.join(kernels)}->ch{axes}", *_spectra(args, sizes, dtype))
+    product = torch.einsum(f"bh{axes},ch{axes}->{out}", _transform(args.u, sizes, dtype), spectrum)
+    return skip_connection(_restore(product, sizes, args.grid), args)
+
+
+def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> Grads:
+    """Gradients by correlation: products with conjugate spectra."""
+    dtype, sizes = _dtype(args), _sizes(args)
+    axes, out, names = _names(args)
+    spectra = _spectra(args, sizes, dtype)
+    d_spectrum = _transform(dout, sizes, dtype)
+    du = d_kernels = d_skip = None
+    if need_u:
+        total = torch.einsum(f"{','.join(names)}->ch{axes}", *spectra)
+        du = _restore(torch.einsum(f"{out},ch{axes}->bh{axes}", d_spectrum, total.conj()), sizes, args.grid)
+    if need_kernels:
+        image = _transform(args.u, sizes, dtype)
+        correlation = torch.einsum(f"{out},bh{axes}->ch{axes}", d_spectrum, image.conj())
+        d_kernels = tuple(_kernel_gradient(args, correlation, spectra, a, sizes) for a in range(len(sizes)))
+    if args.D is not None:
+        weight = args.D.to(dtype)
+        if du is not None:
+            du = du + torch.einsum("bch...,ch->bh...", dout.to(dtype), weight)
+        d_skip = torch.einsum("bchl,bhl->ch", dout.to(dtype).flatten(3), args.u.to(dtype).flatten(2))
+    return Grads(du, d_kernels, d_skip)
+
+
+def _kernel_gradient(
+    args: ConvArgs, correlation: Tensor, spectra: list[Tensor], a: int, sizes: tuple[int, ...]
+) -> Tensor:
+    """Gradient of one axis' kernels (R, C, H, T): the correlation at their lags, against the other axes' kernels."""
+    axes, _, names = _names(args)
+    if a != len(sizes) - 1:
+        # Half of the last axis stands for the whole: each inner frequency counts for itself and its mirror image.
+        last = correlation.shape[-1]
+        weight = torch.full((last,), 2.0, dtype=correlation.real.dtype, device=correlation.device)
+        weight[0] = 1
+        if sizes[-1] % 2 == 0:
+            weight[-1] = 1
+        correlation = correlation * weight
+    others = [(names[i], spectra[i].conj()) for i in range(len(sizes)) if i != a]
+    equation = ",".join([f"ch{axes}", *(name for name, _ in others)])
+    # One axis: every rank gets the same gradient.
+    result = names[a] if others else names[a][1:]
+    d_spectrum = torch.einsum(f"{equation}->{result}", correlation, *(spectrum for _, spectrum in others))
+    if a == len(sizes) - 1:
+        circular = torch.fft.irfft(d_spectrum, n=sizes[a]) / math.prod(sizes[:-1])
+    else:
+        circular = torch.fft.ifft(d_spectrum).real / (math.prod(sizes) / sizes[a])
+    taps = args.kernels[a].shape[-1]
+    return circular.roll(args.centers[a], -1)[..., :taps].expand(args.kernels[a].shape)

@@ -1,0 +1,146 @@
+"""The long convolution's `torch.library` operator: schema, fake and autograd rules, and the backend table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels import registry
+from ssmvision.kernels.s4nd import fft, toeplitz
+from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
+
+__all__ = ["OP", "long_conv"]
+
+OP = "long_conv_nd"
+
+registry.register(OP, registry.Backend("toeplitz", 20, toeplitz.can_run, toeplitz.forward, toeplitz.backward))
+registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forward, fft.backward, slow=True))
+
+
+def _backend(args: ConvArgs, backend: str) -> registry.Backend:
+    rank, channels, features, _ = args.kernels[0].shape
+    request = ConvRequest(str(args.u.device), args.u.dtype, args.grid, rank * channels * features)
+    return registry.choose(OP, request, backend)
+
+
+def _forward(
+    u: Tensor,
+    kernels: Sequence[Tensor],
+    centers: Sequence[int],
+    D: Tensor | None,
+    dense: bool,
+    precision: str,
+    backend: str,
+) -> Tensor:
+    args = ConvArgs(u, tuple(kernels), tuple(centers), D, dense, precision)
+    if u.numel() == 0:
+        return u.new_zeros(args.out_shape)
+    with torch.autocast(u.device.type, enabled=False):
+        y: Tensor = _backend(args, backend).forward(args)
+    return y.contiguous()
+
+
+def _forward_fake(
+    u: Tensor,
+    kernels: Sequence[Tensor],
+    centers: Sequence[int],
+    D: Tensor | None,
+    dense: bool,
+    precision: str,
+    backend: str,
+) -> Tensor:
+    return u.new_empty(ConvArgs(u, tuple(kernels), tuple(centers), D, dense, precision).out_shape)
+
+
+def _gradients(
+    u: Tensor,
+    kernels: Sequence[Tensor],
+    centers: Sequence[int],
+    D: Tensor | None,
+    dense: bool,
+    precision: str,
+    backend: str,
+    dout: Tensor,
+    need_u: bool,
+    need_kernels: bool,
+) -> list[Tensor]:
+    """Gradients of u, D and the kernels, in their dtypes; of one that nobody asked for, an empty tensor."""
+    args = ConvArgs(u, tuple(kernels), tuple(centers), D, dense, precision)
+    if u.numel() == 0:
+        wanted = [u if need_u else None, D, *(kernels if need_kernels else [None] * len(kernels))]
+        return [u.new_empty(0) if t is None else torch.zeros_like(t) for t in wanted]
+    with torch.autocast(u.device.type, enabled=False):
+        grads = _backend(args, backend).backward(args, dout, need_u, need_kernels)
+    values = [grads.u, grads.D, *(grads.kernels or [None] * len(kernels))]
+    inputs = [u, D, *kernels]
+    return [
+        u.new_empty(0) if value is None or t is None else value.to(t.dtype).clone(memory_format=torch.contiguous_format)
+        for value, t in zip(values, inputs, strict=True)
+    ]
+
+
+def _gradients_fake(
+    u: Tensor,
+    kernels: Sequence[Tensor],
+    centers: Sequence[int],
+    D: Tensor | None,
+    dense: bool,
+    precision: str,
+    backend: str,
+    dout: Tensor,
+    need_u: bool,
+    need_kernels: bool,
+) -> list[Tensor]:
+    wanted = [u if need_u else None, D, *(kernels if need_kernels else [None] * len(kernels))]
+    return [u.new_empty(0) if t is None else t.new_empty(t.shape) for t in wanted]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    u, kernels, ctx.centers, D, ctx.dense, ctx.precision, ctx.backend = inputs
+    ctx.n_kernels = len(kernels)
+    ctx.save_for_backward(u, D, *kernels)
+
+
+def _any(needs: Any) -> bool:
+    return any(needs) if isinstance(needs, list | tuple) else bool(needs)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+    u, D, *kernels = ctx.saved_tensors
+    need_u, need_kernels, _, need_skip, *_ = map(_any, ctx.needs_input_grad)
+    options = (ctx.dense, ctx.precision, ctx.backend)
+    du, d_skip, *d_kernels = long_conv_backward(u, kernels, ctx.centers, D, *options, dout, need_u, need_kernels)
+    return (
+        du if need_u else None,
+        d_kernels if need_kernels else [None] * ctx.n_kernels,
+        None,
+        d_skip if need_skip else None,
+        *(None,) * 3,
+    )
+
+
+def _no_second_order(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("ssmvision::long_conv_nd has no second derivative; drop create_graph=True around it")
+
+
+def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    raise NotImplementedError("ssmvision::long_conv_nd has no vmap rule; fold the mapped axis into the batch axis")
+
+
+def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register an operator; `torch.library.custom_op` would add a check to every call."""
+    qualified = f"ssmvision::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
+    torch.library.register_fake(qualified)(fake)
+    return getattr(torch.ops.ssmvision, name).default
+
+
+long_conv_backward = _define("long_conv_nd_backward", _gradients, _gradients_fake)
+long_conv = _define("long_conv_nd", _forward, _forward_fake)
+torch.library.register_autograd("ssmvision::long_conv_nd", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ssmvision::long_conv_nd_backward", _no_second_order)
+torch.library.register_vmap("ssmvision::long_conv_nd", _vmap)

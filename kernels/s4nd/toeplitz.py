@@ -1,0 +1,244 @@
+"""The separable engine: one Toeplitz matrix product per axis, exact and without padding.
+
+Two-sided linear convolution with an outer product of 1D kernels factorizes over the axes, and cropping after each axis
+loses nothing. A pass multiplies the last axis and leaves it first, so that d passes turn the axes once around and no
+transposed copy is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssmvision.kernels.registry import Request
+from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection
+from ssmvision.kernels.s4nd.config import toeplitz_config
+
+__all__ = ["backward", "can_run", "diagonal_sums", "forward", "toeplitz"]
+
+
+def can_run(request: Request) -> str | None:
+    """Any device and dtype; no axis so long that its matrices outgrow the data."""
+    if not isinstance(request, ConvRequest) or not request.grid:
+        return None
+    config = toeplitz_config(request.device)
+    longest = max(request.grid)
+    if longest > config.longest_axis:
+        return f"an axis of {longest} is longer than {config.longest_axis}, beyond which an FFT is cheaper"
+    elements = request.systems * longest**2
+    if elements > config.matrix_elements:
+        return f"its Toeplitz matrices would have {elements:,} elements, more than {config.matrix_elements:,}"
+    return None
+
+
+def toeplitz(kernel: Tensor, center: int, length: int) -> Tensor:
+    """Matrices with T[i, j] = kernel[center + i - j], zero where there is no tap: (..., T) -> (..., length, length)."""
+    taps = kernel.shape[-1]
+    before, after = length - 1 - center, length - (taps - center)
+    # Lags 1 - length ... length - 1, then windows: row i of the matrix is the reversed window from lag i back.
+    band = F.pad(kernel, (before, after)).flip(-1)
+    return band.unfold(-1, length, 1).flip(-2)
+
+
+def diagonal_sums(matrix: Tensor, center: int, taps: int) -> Tensor:
+    """The transpose of `toeplitz`: sums along diagonals, (..., L, L) -> (..., taps)."""
+    length = matrix.shape[-1]
+    # Rows padded to 2L and read with a stride of 2L - 1: each row shifts by one and every diagonal becomes a column.
+    sheared = F.pad(matrix.flip(-1), (0, length)).flatten(-2)[..., : length * (2 * length - 1)]
+    lags = sheared.unflatten(-1, (length, 2 * length - 1)).sum(-2)
+    before, after = length - 1 - center, length - (taps - center)
+    return F.pad(lags, (-before, -after))
+
+
+@contextmanager
+def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
+    """float32 products by TF32 only where asked for, whatever the global switch says."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _folds(x: Tensor) -> bool:
+    """Whether the batch joins the columns: single columns would make matrix-vector products."""
+    return x.shape[0] > 1 and x.shape[2] < 16
+
+
+def _multiply(matrices: Tensor, x: Tensor) -> Tensor:
+    """(G, I, J) times (B, G, M, J) -> (B, G, I, M)."""
+    batch, groups, columns, _ = x.shape
+    if _folds(x):
+        folded = torch.matmul(matrices, x.permute(1, 3, 0, 2).flatten(2))
+        return folded.unflatten(2, (batch, columns)).permute(2, 0, 1, 3)
+    if x.device.type != "cpu" or batch == 1:
+        return torch.matmul(matrices, x.transpose(-1, -2))
+    # A broadcast product would copy the matrices for every image.
+    out = x.new_empty(batch, groups, matrices.shape[1], columns)
+    for image, result in zip(x, out, strict=True):
+        torch.matmul(matrices, image.transpose(-1, -2), out=result)
+    return out
+
+
+def _multiply_back(matrices: Tensor, dout: Tensor) -> Tensor:
+    """Gradient of `_multiply` in x: (G, I, J) and (B, G, I, M) -> (B, G, M, J)."""
+    batch, groups, _, columns = dout.shape
+    if batch > 1 and columns < 16:
+        folded = torch.matmul(dout.permute(1, 0, 3, 2).flatten(1, 2), matrices)
+        return folded.unflatten(1, (batch, columns)).transpose(0, 1)
+    if dout.device.type != "cpu" or batch == 1:
+        return torch.matmul(dout.transpose(-1, -2), matrices)
+    dx = dout.new_empty(batch, groups, columns, matrices.shape[2])
+    for image, result in zip(dout, dx, strict=True):
+        torch.matmul(image.transpose(-1, -2), matrices, out=result)
+    return dx
+
+
+def _matrix_gradient(dout: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `_multiply` in the matrices, at least float32: (B, G, I, M) and (B, G, M, J) -> (G, I, J)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if _folds(x):
+        rows, columns = dout.permute(1, 2, 0, 3).flatten(2), x.permute(1, 0, 2, 3).flatten(1, 2)
+        return torch.matmul(rows, columns).to(wide)
+    if x.device.type != "cpu":
+        return torch.matmul(dout, x).sum(0, dtype=wide)
+    total = dout.new_zeros(*dout.shape[1:3], x.shape[-1], dtype=wide)
+    for d_image, image in zip(dout.to(wide), x.to(wide), strict=True):
+        total.baddbmm_(d_image, image)
+    return total
+
+
+def _matrices(args: ConvArgs, dtype: torch.dtype) -> list[Tensor]:
+    """(H, R, C, L, L) of each axis; one axis has no use for a rank."""
+    kernels = list(args.kernels)
+    if len(kernels) == 1:
+        kernels[0] = kernels[0].sum(0, keepdim=True)
+    axes = zip(kernels, args.centers, args.grid, strict=True)
+    return [toeplitz(kernel.permute(2, 0, 1, 3), center, length).to(dtype) for kernel, center, length in axes]
+
+
+def _contracts(matrices: list[Tensor], args: ConvArgs) -> bool:
+    """Whether the last pass sums over ranks or features."""
+    return args.dense or matrices[0].shape[1] > 1
+
+
+def _passes(args: ConvArgs, matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of the passes, the last axis' first: (B, G, M, L) each; then the last pass' product, unless it sums.
+
+    The first pass makes all R x C products of a feature with one matrix of R x C x L rows.
+    """
+    batch, features = args.u.shape[:2]
+    volume = math.prod(args.grid)
+    inputs = [args.u.to(dtype).reshape(batch, features, volume // args.grid[-1], args.grid[-1])]
+    for a in reversed(range(len(matrices))):
+        if a == 0 and _contracts(matrices, args):
+            break
+        x = _multiply(_rows(matrices, a), inputs[-1])
+        if a:
+            length = args.grid[a - 1]
+            x = x.reshape(batch, math.prod(matrices[a].shape[:3]), volume // length, length)
+        inputs.append(x)
+    return inputs
+
+
+def _rows(matrices: list[Tensor], a: int) -> Tensor:
+    """Matrices of a pass as (G, I, J): a group a feature in the first pass, then one a system."""
+    return matrices[a].flatten(1, 3) if a == len(matrices) - 1 else matrices[a].flatten(0, 2)
+
+
+def _parts(x: Tensor, args: ConvArgs, matrices: list[Tensor]) -> Tensor:
+    """Input of a last pass that sums, as (B, H, R, C, M, L); one axis shares it among the channels."""
+    features, rank, channels, length, _ = matrices[0].shape
+    columns = math.prod(args.grid[1:])
+    if len(args.grid) == 1:
+        return x.reshape(x.shape[0], features, 1, 1, columns, length).expand(-1, -1, rank, channels, -1, -1)
+    return x.reshape(x.shape[0], features, rank, channels, columns, length)
+
+
+def forward(args: ConvArgs) -> Tensor:
+    """See `long_conv_nd`; the result has u's dtype."""
+    dtype = compute_dtype(args.u, args.precision)
+    with _tf32(args.precision == "tf32", args.u.device):
+        matrices = _matrices(args, dtype)
+        x = _passes(args, matrices, dtype)[-1]
+        features, _, channels, *_ = matrices[0].shape
+        if _contracts(matrices, args):
+            equation = "bhrcmj,hrcij->bcim" if args.dense else "bhrcmj,hrcij->bchim"
+            y = torch.einsum(equation, _parts(x, args, matrices), matrices[0])
+        else:
+            y = x.reshape(args.u.shape[0], features, channels, *args.grid).transpose(1, 2)
+    return skip_connection(y.reshape(args.out_shape), args)
+
+
+def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> Grads:
+    """Gradients of the inputs; what lies between the passes is computed again."""
+    dtype = compute_dtype(args.u, args.precision)
+    with _tf32(args.precision == "tf32", args.u.device):
+        matrices = _matrices(args, dtype)
+        inputs = _passes(args, matrices, dtype)
+        d_matrices: list[Tensor] = []
+        dy = dout.to(dtype)
+        if _contracts(matrices, args):
+            dx = _last_pass_backward(args, matrices, inputs[-1], dy, d_matrices if need_kernels else None)
+        else:
+            dx = dy.transpose(1, 2)
+        for a in range(int(_contracts(matrices, args)), len(matrices)):
+            x, rows = inputs[len(matrices) - 1 - a], _rows(matrices, a)
+            d_product = dx.reshape(*x.shape[:2], rows.shape[1], x.shape[2])
+            if need_kernels:
+                d_matrices.append(_matrix_gradient(d_product, x).reshape(matrices[a].shape))
+            if need_u or a < len(matrices) - 1:
+                dx = _multiply_back(rows, d_product)
+    du = dx.reshape(args.u.shape) if need_u else None
+    return Grads(_with_skip(du, args, dout), _kernel_gradients(args, d_matrices), _skip_gradient(args, dout))
+
+
+def _last_pass_backward(
+    args: ConvArgs, matrices: list[Tensor], x: Tensor, dy: Tensor, d_matrices: list[Tensor] | None
+) -> Tensor:
+    """Through the pass that sums over ranks or features; the gradient of its input, shaped like it."""
+    dy = dy.flatten(-len(args.grid)).unflatten(-1, (args.grid[0], math.prod(args.grid[1:])))
+    out = "bcim" if args.dense else "bchim"
+    if d_matrices is not None:
+        d_matrices.append(torch.einsum(f"{out},bhrcmj->hrcij", dy, _parts(x, args, matrices)))
+    dx: Tensor = torch.einsum(f"{out},hrcij->bhrcmj", dy, matrices[0])
+    if len(args.grid) == 1:
+        dx = dx.sum((2, 3))
+    return dx.reshape(x.shape)
+
+
+def _with_skip(du: Tensor | None, args: ConvArgs, dout: Tensor) -> Tensor | None:
+    if du is None or args.D is None:
+        return du
+    wide = torch.promote_types(du.dtype, torch.float32)
+    skipped = torch.einsum("bch...,ch->bh...", dout.to(wide), args.D.to(wide))
+    return du.to(wide) + skipped
+
+
+def _skip_gradient(args: ConvArgs, dout: Tensor) -> Tensor | None:
+    if args.D is None:
+        return None
+    wide = torch.promote_types(dout.dtype, torch.float32)
+    return torch.einsum("bchl,bhl->ch", dout.to(wide).flatten(3), args.u.to(wide).flatten(2))
+
+
+def _kernel_gradients(args: ConvArgs, d_matrices: list[Tensor]) -> tuple[Tensor, ...] | None:
+    if not d_matrices:
+        return None
+    axes = zip(d_matrices, args.centers, args.kernels, strict=True)
+    grads = (
+        diagonal_sums(d.to(torch.promote_types(d.dtype, torch.float32)), center, kernel.shape[-1])
+        .permute(1, 2, 0, 3)
+        .expand(kernel.shape)
+        for d, center, kernel in axes
+    )
+    return tuple(grads)

@@ -1,0 +1,134 @@
+"""What every 1D kernel of S4ND is as a module: parameters with their optimizer rules, and generation in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmvision.kernels.s4nd.discretize import inverse_positive
+from ssmvision.kernels.s4nd.linear_system import System
+
+__all__ = ["AxisKernel", "Rate", "generate", "initial_steps", "stack"]
+
+Rate = float | Mapping[str, float] | None
+
+
+class AxisKernel(nn.Module):
+    """The causal convolution kernels of one axis: `channels` of them for each of `d_model` features.
+
+    Args:
+        d_model: H.
+        channels: C.
+        l_max: longest kernel; None for any length.
+        lr: learning rate of all state-space parameters, or by kind ("dt", "A", "B", "C"); kinds that are not named,
+            and None, follow the optimizer. 0 makes a buffer of the parameter.
+        wd: the same for weight decay; C always follows the optimizer.
+    """
+
+    def __init__(self, d_model: int, channels: int = 1, l_max: int | None = None, lr: Rate = None, wd: Rate = 0.0):
+        super().__init__()
+        for name, value in (("d_model", d_model), ("channels", channels), ("l_max", 1 if l_max is None else l_max)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.d_model, self.channels, self.l_max = d_model, channels, l_max
+        self._lr, self._wd = lr, wd
+        self.rules: dict[str, dict[str, float]] = {}
+
+    def add_parameter(self, name: str, value: Tensor, kind: str, decay: bool = False) -> None:
+        """Register a parameter, or a buffer where its learning rate is 0.
+
+        Args:
+            name: of the parameter.
+            value: its initial value.
+            kind: whose learning rate it has: "dt", "A", "B" or "C".
+            decay: whether weight decay is the optimizer's; else it is that of the kind.
+        """
+        lr = self._lr.get(kind) if isinstance(self._lr, Mapping) else self._lr
+        wd = self._wd.get(kind) if isinstance(self._wd, Mapping) else self._wd
+        if lr == 0:
+            self.register_buffer(name, value)
+            return
+        rule = {} if lr is None else {"lr": float(lr)}
+        if wd is not None and not decay:
+            rule["weight_decay"] = float(wd)
+        self.rules[name] = rule
+        self.register_parameter(name, nn.Parameter(value))
+        self._mark()
+
+    def _mark(self) -> None:
+        """The attribute by which training scripts of the S4 authors find the rules."""
+        for name, rule in self.rules.items():
+            getattr(self, name)._optim = dict(rule)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self._mark()  # copies of a parameter lose its attributes
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+        return {name for name, rule in self.rules.items() if rule.get("weight_decay") == 0}
+
+    def forward(self, length: int, rate: float = 1.0) -> Tensor:
+        """Kernels (channels, d_model, length) at a sampling step of `rate` times the trained one."""
+        return generate([self], [length], [rate])[0]
+
+    def signature(self, length: int, rate: float) -> Hashable:
+        """Kernels with equal signatures can be generated together."""
+        raise NotImplementedError
+
+    @classmethod
+    def generate_batch(cls, kernels: Sequence[Any], length: int, rates: Sequence[float]) -> Tensor:
+        """Kernels of one signature at once: (len(kernels), channels, d_model, length)."""
+        raise NotImplementedError
+
+    def system(self, length: int | None = None, rate: float = 1.0) -> System:
+        """The recurrence whose impulse response starts with this kernel; `length` matters for "dss" only."""
+        raise NotImplementedError
+
+
+def generate(kernels: Sequence[AxisKernel], lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
+    """Kernels (channels, d_model, length) of several axes (or layers), those of one form in one batch.
+
+    Args:
+        kernels: the modules.
+        lengths: taps wanted of each.
+        rates: sampling step of each, as a multiple of the trained one.
+
+    Raises:
+        ValueError: a rate is not positive, or a kernel cannot be resampled.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, (kernel, length, rate) in enumerate(zip(kernels, lengths, rates, strict=True)):
+        if not rate > 0:
+            raise ValueError(f"rate must be positive, got {rate}")
+        groups.setdefault((type(kernel), kernel.signature(length, rate)), []).append(i)
+    out: list[Tensor] = [torch.empty(0)] * len(kernels)
+    for members in groups.values():
+        longest = max(lengths[i] for i in members)
+        kind = type(kernels[members[0]])
+        batch = kind.generate_batch([kernels[i] for i in members], longest, [rates[i] for i in members])
+        for kernel, i in zip(batch.unbind(0), members, strict=True):
+            out[i] = kernel[..., : lengths[i]]
+    return out
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """A leading axis over kernels, in at least float32."""
+    wide = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+    return wide.to(torch.promote_types(wide.dtype, torch.float32))
+
+
+def initial_steps(shape: tuple[int, int], dt_min: float, dt_max: float, transform: str, spread: bool) -> Tensor:
+    """Trained form of step sizes, log-uniform in [dt_min, dt_max], or evenly spread over the features."""
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"step sizes need 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+    low, high = math.log(dt_min), math.log(dt_max)
+    if spread:
+        log_dt = torch.linspace(low, high, shape[0]).unsqueeze(-1).expand(shape).clone()
+    else:
+        log_dt = torch.rand(*shape) * (high - low) + low
+    return log_dt if transform == "exp" else inverse_positive(torch.exp(log_dt), transform)
