@@ -185,10 +185,9 @@ def _restore(y: Tensor, route: str, grid: tuple[int, ...]) -> Tensor:
     """Undo `_reorder`."""
     order, backward = _axes(route)
     y = y.flip(-1) if backward else y
-    if order is None:
-        return y.unflatten(2, grid)
-    y = y.unflatten(2, tuple(grid[axis] for axis in order))
-    return y.permute(0, 1, *(2 + order.index(axis) for axis in range(len(grid))))
+    nesting = order or tuple(range(len(grid)))
+    on_grid: Tensor = y.unflatten(2, tuple(grid[axis] for axis in nesting))
+    return on_grid if order is None else on_grid.permute(0, 1, *(2 + order.index(axis) for axis in range(len(grid))))
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,8 @@ def vmamba(shape: Shape, inputs: Inputs, ops: VMambaOps) -> Contestant:
         return out
 
     def to_map(out: Tensor) -> Tensor:
-        return out.unflatten(-1, (height, width)).movedim(1, -1)
+        on_grid: Tensor = out.unflatten(-1, (height, width))
+        return on_grid.movedim(1, -1)
 
     dout = inputs["dout"].flatten(1, 2).transpose(1, 2).float().contiguous()
     return Contestant("VMamba", forward, leaves, dout, to_map)
