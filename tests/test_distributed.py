@@ -15,7 +15,8 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import ssmvision  # noqa: F401  makes the models known to timm
@@ -44,8 +45,8 @@ def work(rank: int, backend: str, device_type: str, devices: int, folder: str) -
     device = torch.device(device_type, rank % devices) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = dist.FileStore(os.path.join(folder, "store"), WORLD)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
+    place = Path(folder, "store").as_uri()
+    dist.init_process_group(backend, place, timedelta(seconds=120), world_size=WORLD, rank=rank)
     try:
         model, images, labels = model_and_batch(device)
         parallel = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -59,7 +60,7 @@ def work(rank: int, backend: str, device_type: str, devices: int, folder: str) -
 
 
 def check(backend: str, device_type: str, devices: int, folder: Path) -> None:
-    multiprocessing.spawn(work, (backend, device_type, devices, str(folder)), nprocs=WORLD)
+    spawn(work, (backend, device_type, devices, str(folder)), nprocs=WORLD)
     model, images, labels = model_and_batch(torch.device(device_type))
     F.cross_entropy(model(images), labels).backward()
     expected = gradients(model)

@@ -30,7 +30,7 @@ def steps(*shape: int) -> Tensor:
 
 def run(inputs: dict[str, Any], dout: Tensor, routes: tuple[str, ...]) -> dict[str, Tensor]:
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    out, last = selective_scan_nd(**leaves, return_last_state=True, routes=routes, backend="cuda")  # type: ignore[arg-type]
+    out, last = selective_scan_nd(**leaves, return_last_state=True, routes=routes, backend="cuda")
     grads = torch.autograd.grad(out, list(leaves.values()), dout)
     return {"out": out.detach(), "last": last.detach(), **dict(zip(leaves, grads, strict=True))}
 
