@@ -257,7 +257,7 @@ class TestPublicFunction:
             mamba_mixer(**arguments | change)
 
     def test_refuses_integers(self, arguments: dict[str, Any]) -> None:
-        with pytest.raises(TypeError, match="tokens must be a real floating-point tensor, got torch.int64"):
+        with pytest.raises(TypeError, match="tokens must be a real floating-point tensor, got"):
             mamba_mixer(**arguments | {"tokens": torch.zeros(2, 5, 6, dtype=torch.int64)})
 
 

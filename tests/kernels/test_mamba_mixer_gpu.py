@@ -69,7 +69,7 @@ def test_autocast_is_as_near_to_float64_as_the_layers(case: Any, dtype: torch.dt
 
 
 def test_low_precision_parameters() -> None:
-    """No autocast: everything in bfloat16, and A in float32 beside it, which the one-launch packing leaves to copies."""
+    """No autocast: everything in bfloat16, also with A in float32 beside it, which one launch cannot pack."""
     for wide_a in (False, True):
         fused, _ = pair(64, torch.bfloat16, "cuda", bidirectional=True)
         if wide_a:
