@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.mamba_mixer import pack, passes
-from ssmvision.kernels.mamba_mixer.args import Parameters, Weights, sizes_of
+from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.selective_scan.op import scan
 
 __all__ = ["mixer", "mixer_backward"]
@@ -117,12 +117,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _spread(grads: Weights, p: Parameters) -> list[Tensor]:
+def _spread(grads: Sequence[Tensor], p: Parameters) -> list[Tensor]:
     """Gradients of the parameters as they were given, in the order of the operator's list."""
     found: list[Any] = []
     for grad, value in zip(grads, p, strict=True):
-        if isinstance(value, tuple):
-            found.append(tuple(g.view(t.shape) for g, t in zip(grad.unbind(0), value, strict=True) if value))
+        if isinstance(value, tuple):  # of no tensors, its gradient has no rows
+            found.append(tuple(g.view(t.shape) for g, t in zip(grad.unbind(0), value, strict=True)))
         else:
             found.append(None if value is None else grad)
     return Parameters(*found).flat()
@@ -135,7 +135,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None, [None] * ctx.count, None, None, None, None)
     dtokens, *grads = mixer_backward(dout, tokens, parameters, kept, *packed, ctx.routes, ctx.merge, ctx.backend)
     p = Parameters.from_flat(parameters, len(ctx.routes.split(",")))
-    return (dtokens, _spread(Weights(*grads), p), None, None, None, None)
+    return (dtokens, _spread(grads, p), None, None, None, None)
 
 
 def _no_second_order(ctx: Any, *grads: Any) -> Any:
