@@ -4,7 +4,6 @@
 #include "common.cuh"
 
 constexpr int WARPS = 4;
-constexpr int STEP = 4;  // tokens in flight per thread
 
 // d/dy y sigmoid(y).
 __device__ __forceinline__ float silu_slope(float y) {
@@ -15,10 +14,61 @@ __device__ __forceinline__ float silu_slope(float y) {
 struct Ahead {
   pack_t x, dout[K];
 
+  template <bool CHECK>
   __device__ __forceinline__ void load(const Conv &p, const io_t *x_at, const io_t *dout_at, int t) {
-    x = load_or_zero(x_at, p.x.row, t, p.L);
+    x = load_row<CHECK>(x_at, p.x.row, t, p.L);
 #pragma unroll
-    for (int k = 0; k < K; k++) dout[k] = load_or_zero(dout_at + k * p.out.route, p.out.row, position(k, t), p.L);
+    for (int k = 0; k < K; k++) dout[k] = load_row<CHECK>(dout_at + k * p.out.route, p.out.row, position(k, t), p.L);
+  }
+};
+
+struct Walk {
+  const io_t *x, *dout;
+  io_t *dx;
+  int begin, stop;                // positions whose gradients this thread owns
+  float window[W][V], sum[W][V];  // tokens t-W+1 .. t, and the parts of their gradient found so far
+  float dw[K][W][V], dbias[K][V];
+  Ahead ahead[TURN];
+
+  // INSIDE: every position of this turn is owned, and every token of the next is read.
+  template <bool INSIDE> __device__ __forceinline__ void turn(const Conv &p, const Taps &taps, int at) {
+#pragma unroll
+    for (int i = 0; i < TURN; i++) {
+      const int t = at + i, done = t - W + 1;
+      shift(window);
+      ahead[i].x.unpack(window[W - 1]);
+      float d[K][V];
+#pragma unroll
+      for (int k = 0; k < K; k++) ahead[i].dout[k].unpack(d[k]);
+      if (INSIDE || t + TURN < stop + W - 1) ahead[i].load<!INSIDE>(p, x, dout, t + TURN);
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[W - 1][v] = 0.f;
+#pragma unroll
+      for (int k = 0; k < K; k++) {
+        const int s = position(k, t);
+        const bool owned = INSIDE || (s >= begin && s < stop);
+#pragma unroll
+        for (int v = 0; v < V; v++) add(taps, k, v, d[k][v], owned);
+      }
+      if (INSIDE || (done >= begin && done < stop)) pack_t::from(sum[0]).store(dx + done * p.dx.row);
+      shift(sum);
+    }
+  }
+
+  __device__ __forceinline__ void add(const Taps &taps, int k, int v, float d, bool owned) {
+    if (SILU) {
+      float y = taps.bias[k][v];
+#pragma unroll
+      for (int j = 0; j < W; j++) y = fmaf(taps.w[k][j][v], window[j][v], y);
+      d *= silu_slope(y);
+    }
+    const float mine = owned ? d : 0.f;
+    dbias[k][v] += mine;
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+      dw[k][j][v] = fmaf(mine, window[j][v], dw[k][j][v]);
+      sum[j][v] = fmaf(taps.w[k][j][v], d, sum[j][v]);
+    }
   }
 };
 
@@ -29,68 +79,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Con
   const int stacks = (p.strips + WARPS - 1) / WARPS;
   const long long b = stack / stacks;
   const int strip = stack % stacks * WARPS + warp, e = (tile * 32 + lane) * V;
-  const int begin = strip * p.strip, stop = min(begin + p.strip, p.L);  // positions whose gradients this warp owns
 
-  float dw[K][W][V] = {}, dbias[K][V] = {};
-  if (e < p.E && begin < stop) {
-    const io_t *x = p.x.at + b * p.x.batch + e, *dout = p.out.at + b * p.out.batch + e;
-    io_t *dx = p.dx.at + b * p.dx.batch + e;
-    float window[W][V], sum[W][V] = {};  // tokens t-W+1 .. t, and the parts of their gradient found so far
-    Ahead ahead[STEP];
+  Walk walk = {};
+  walk.begin = strip * p.strip, walk.stop = min(walk.begin + p.strip, p.L);
+  if (e < p.E && walk.begin < walk.stop) {
+    walk.x = p.x.at + b * p.x.batch + e, walk.dout = p.out.at + b * p.out.batch + e;
+    walk.dx = p.dx.at + b * p.dx.batch + e;
 #pragma unroll
-    for (int i = 0; i < STEP; i++) ahead[i].load(p, x, dout, begin + i);
+    for (int i = 0; i < TURN; i++) walk.ahead[i].load<true>(p, walk.x, walk.dout, walk.begin + i);
 #pragma unroll
-    for (int i = 1; i < W; i++) load_or_zero(x, p.x.row, begin - W + i, p.L).unpack(window[i]);
+    for (int i = 1; i < W; i++) load_row<true>(walk.x, p.x.row, walk.begin - W + i, p.L).unpack(walk.window[i]);
     const Taps taps(p, e);
-
-    for (int at = begin; at < stop + W - 1; at += STEP) {
-      Ahead now[STEP];
-#pragma unroll
-      for (int i = 0; i < STEP; i++) now[i] = ahead[i];
-      if (at + STEP < stop + W - 1) {
-#pragma unroll
-        for (int i = 0; i < STEP; i++) ahead[i].load(p, x, dout, at + STEP + i);
-      }
-#pragma unroll
-      for (int i = 0; i < STEP; i++) {
-        const int t = at + i;
-#pragma unroll
-        for (int j = 0; j < W - 1; j++) {
-#pragma unroll
-          for (int v = 0; v < V; v++) window[j][v] = window[j + 1][v];
-        }
-        now[i].x.unpack(window[W - 1]);
-#pragma unroll
-        for (int k = 0; k < K; k++) {
-          const int s = position(k, t);
-          const bool owned = s >= begin && s < stop;
-          float d[V];
-          now[i].dout[k].unpack(d);
-#pragma unroll
-          for (int v = 0; v < V; v++) {
-            if (SILU) {
-              float y = taps.bias[k][v];
-#pragma unroll
-              for (int j = 0; j < W; j++) y = fmaf(taps.w[k][j][v], window[j][v], y);
-              d[v] *= silu_slope(y);
-            }
-            const float mine = owned ? d[v] : 0.f;
-            dbias[k][v] += mine;
-#pragma unroll
-            for (int j = 0; j < W; j++) {
-              dw[k][j][v] = fmaf(mine, window[j][v], dw[k][j][v]);
-              sum[j][v] = fmaf(taps.w[k][j][v], d[v], sum[j][v]);
-            }
-          }
-        }
-        const int done = t - W + 1;
-        if (done >= begin && done < stop) pack_t::from(sum[0]).store(dx + done * p.dx.row);
-#pragma unroll
-        for (int j = 0; j < W; j++) {
-#pragma unroll
-          for (int v = 0; v < V; v++) sum[j][v] = j < W - 1 ? sum[j + 1][v] : 0.f;
-        }
-      }
+    const int inside = walk.stop - 2 * TURN;
+#pragma unroll 1
+    for (int at = walk.begin; at < walk.stop + W - 1; at += TURN) {
+      if (at >= walk.begin + W - 1 && at <= inside) walk.turn<true>(p, taps, at);
+      else walk.turn<false>(p, taps, at);
     }
   }
 
@@ -101,8 +105,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Con
 #pragma unroll
     for (int v = 0; v < V; v++) {
 #pragma unroll
-      for (int i = 0; i < W; i++) parts[warp][tap(k, i)][v][lane] = dw[k][i][v];
-      parts[warp][W][v][lane] = dbias[k][v];
+      for (int i = 0; i < W; i++) parts[warp][tap(k, i)][v][lane] = walk.dw[k][i][v];
+      parts[warp][W][v][lane] = walk.dbias[k][v];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < (W + 1) * 32 * V; i += 32 * WARPS) {

@@ -31,8 +31,18 @@ struct Conv {
   int batch, L, E, strip, strips, tiles;
 };
 
-__device__ __forceinline__ pack_t load_or_zero(const io_t *at, long long row, int t, int L) {
-  return t >= 0 && t < L ? pack_t::load(at + row * t) : pack_t::zero();
+// Tokens per turn of a walk's loop, all loaded one turn ahead. A multiple of the window turns its shifts into renaming.
+constexpr int TURN = W > 2 ? W : 4;
+
+template <bool CHECK> __device__ __forceinline__ pack_t load_row(const io_t *at, long long row, int t, int L) {
+  return !CHECK || (unsigned)t < (unsigned)L ? pack_t::load(at + row * t) : pack_t::zero();
+}
+__device__ __forceinline__ void shift(float (&window)[W][V]) {
+#pragma unroll
+  for (int i = 0; i < W - 1; i++) {
+#pragma unroll
+    for (int v = 0; v < V; v++) window[i][v] = window[i + 1][v];
+  }
 }
 
 struct Taps {
