@@ -204,7 +204,8 @@ def scan_backward(
     )
     A_k = load_tile(A, k, n, e, channels, N)
     shift, skip = load_vector(bias, k, e, channels), load_vector(D, k, e, channels)
-    sum_A, sum_D, sum_bias = A_k * 0.0, skip * 0.0, skip * 0.0
+    sum_A = load_tile(None, row, n, e, channels, N)
+    sum_D, sum_bias = load_vector(None, k, e, channels), load_vector(None, k, e, channels)
     slot = part * n_rows + row
     carry = load_tile(entry, slot, n, e, channels, N)
     for i in range(tl.cdiv(tl.maximum(stop - start, 0), CHUNK)):
