@@ -5,30 +5,35 @@
 
 constexpr int WARPS = 4;
 
-// d/dy y sigmoid(y).
+// d/dy y sigmoid(y) = s + s (y - y s).
 __device__ __forceinline__ float silu_slope(float y) {
   const float s = sigmoid(y);
-  return s * fmaf(y, 1.f - s, 1.f);
+  return fmaf(s, fmaf(-y, s, y), s);
 }
 
 struct Ahead {
   pack_t x, dout[K];
-
-  template <bool CHECK>
-  __device__ __forceinline__ void load(const Conv &p, const io_t *x_at, const io_t *dout_at, int t) {
-    x = load_row<CHECK>(x_at, p.x.row, t, p.L);
-#pragma unroll
-    for (int k = 0; k < K; k++) dout[k] = load_row<CHECK>(dout_at + k * p.out.route, p.out.row, position(k, t), p.L);
-  }
 };
 
 struct Walk {
-  const io_t *x, *dout;
-  io_t *dx;
+  const io_t *x, *dout[K];        // of what is loaded next; running pointers, because products of strides cost more
+  io_t *dx;                       // of the token that is done next
   int begin, stop;                // positions whose gradients this thread owns
   float window[W][V], sum[W][V];  // tokens t-W+1 .. t, and the parts of their gradient found so far
   float dw[K][W][V], dbias[K][V];
   Ahead ahead[TURN];
+
+  // Everything that token t brings.
+  template <bool INSIDE> __device__ __forceinline__ void load(const Conv &p, int i, int t) {
+    const bool walked = INSIDE || t < stop + W - 1;
+    ahead[i].x = load_if(walked && (INSIDE || t < p.L), x);
+    x += p.x.row;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      ahead[i].dout[k] = load_if(walked && (INSIDE || in_range(position(k, t), p.L)), dout[k]);
+      dout[k] += p.out.row;
+    }
+  }
 
   // INSIDE: every position of this turn is owned, and every token of the next is read.
   template <bool INSIDE> __device__ __forceinline__ void turn(const Conv &p, const Taps &taps, int at) {
@@ -40,7 +45,7 @@ struct Walk {
       float d[K][V];
 #pragma unroll
       for (int k = 0; k < K; k++) ahead[i].dout[k].unpack(d[k]);
-      if (INSIDE || t + TURN < stop + W - 1) ahead[i].load<!INSIDE>(p, x, dout, t + TURN);
+      load<INSIDE>(p, i, t + TURN);
 #pragma unroll
       for (int v = 0; v < V; v++) sum[W - 1][v] = 0.f;
 #pragma unroll
@@ -50,7 +55,8 @@ struct Walk {
 #pragma unroll
         for (int v = 0; v < V; v++) add(taps, k, v, d[k][v], owned);
       }
-      if (INSIDE || (done >= begin && done < stop)) pack_t::from(sum[0]).store(dx + done * p.dx.row);
+      if (INSIDE || (done >= begin && done < stop)) pack_t::from(sum[0]).store(dx);
+      dx += p.dx.row;
       shift(sum);
     }
   }
@@ -83,12 +89,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Con
   Walk walk = {};
   walk.begin = strip * p.strip, walk.stop = min(walk.begin + p.strip, p.L);
   if (e < p.E && walk.begin < walk.stop) {
-    walk.x = p.x.at + b * p.x.batch + e, walk.dout = p.out.at + b * p.out.batch + e;
-    walk.dx = p.dx.at + b * p.dx.batch + e;
+    const int oldest = walk.begin - W + 1;
+    walk.x = p.x.at + b * p.x.batch + oldest * p.x.row + e;
+    walk.dx = p.dx.at + b * p.dx.batch + oldest * p.dx.row + e;
 #pragma unroll
-    for (int i = 0; i < TURN; i++) walk.ahead[i].load<true>(p, walk.x, walk.dout, walk.begin + i);
+    for (int k = 0; k < K; k++)
+      walk.dout[k] = p.out.at + b * p.out.batch + k * p.out.route + position(k, walk.begin) * p.out.row + e;
 #pragma unroll
-    for (int i = 1; i < W; i++) load_row<true>(walk.x, p.x.row, walk.begin - W + i, p.L).unpack(walk.window[i]);
+    for (int i = 1; i < W; i++) {
+      load_if(in_range(oldest + i - 1, p.L), walk.x).unpack(walk.window[i]);
+      walk.x += p.x.row;
+    }
+#pragma unroll
+    for (int i = 0; i < TURN; i++) walk.load<false>(p, i, walk.begin + i);
     const Taps taps(p, e);
     const int inside = walk.stop - 2 * TURN;
 #pragma unroll 1

@@ -34,9 +34,10 @@ struct Conv {
 // Tokens per turn of a walk's loop, all loaded one turn ahead. A multiple of the window turns its shifts into renaming.
 constexpr int TURN = W > 2 ? W : 4;
 
-template <bool CHECK> __device__ __forceinline__ pack_t load_row(const io_t *at, long long row, int t, int L) {
-  return !CHECK || (unsigned)t < (unsigned)L ? pack_t::load(at + row * t) : pack_t::zero();
+__device__ __forceinline__ pack_t load_if(bool there, const io_t *at) {
+  return there ? pack_t::load(at) : pack_t::zero();
 }
+__device__ __forceinline__ bool in_range(int t, int length) { return (unsigned)t < (unsigned)length; }
 __device__ __forceinline__ void shift(float (&window)[W][V]) {
 #pragma unroll
   for (int i = 0; i < W - 1; i++) {

@@ -2,11 +2,16 @@
 #include "common.cuh"
 
 struct Walk {
-  const io_t *x;
-  io_t *out;
+  const io_t *x;   // of the token that is loaded next; running pointers, because products of strides cost more
+  io_t *out[K];    // of the position that is computed next
   int stop;
   float window[W][V];
   pack_t ahead[TURN];
+
+  __device__ __forceinline__ void load(const Conv &p, int i, bool there) {
+    ahead[i] = load_if(there, x);
+    x += p.x.row;
+  }
 
   // INSIDE: every position of this turn and every token of the next lies in the strip.
   template <bool INSIDE> __device__ __forceinline__ void turn(const Conv &p, const Taps &taps, int at) {
@@ -15,11 +20,9 @@ struct Walk {
       const int t = at + i;
       shift(window);
       ahead[i].unpack(window[W - 1]);
-      if (INSIDE || t + TURN < stop) ahead[i] = load_row<!INSIDE>(x, p.x.row, t + TURN, p.L);
+      load(p, i, INSIDE || t + TURN < min(stop, p.L));
 #pragma unroll
       for (int k = 0; k < K; k++) {
-        const int s = position(k, t);
-        if (!INSIDE && (t >= stop || (unsigned)s >= (unsigned)p.L)) continue;
         float y[V];
 #pragma unroll
         for (int v = 0; v < V; v++) {
@@ -28,7 +31,8 @@ struct Walk {
           for (int j = 0; j < W; j++) y[v] = fmaf(taps.w[k][j][v], window[j][v], y[v]);
           if (SILU) y[v] *= sigmoid(y[v]);
         }
-        pack_t::from(y).store(out + k * p.out.route + s * p.out.row);
+        if (INSIDE || (t < stop && in_range(position(k, t), p.L))) pack_t::from(y).store(out[k]);
+        out[k] += p.out.row;
       }
     }
   }
@@ -46,12 +50,18 @@ extern "C" __global__ void __launch_bounds__(128) conv_forward(const Conv p) {
   const int first = ANY_FORWARD ? 0 : W - 1, end = ANY_BACKWARD ? p.L + W - 1 : p.L;
   const int begin = first + strip * p.strip;
   Walk walk;
-  walk.x = p.x.at + b * p.x.batch + e, walk.out = p.out.at + b * p.out.batch + e;
+  walk.x = p.x.at + b * p.x.batch + (begin - W + 1) * p.x.row + e;
   walk.stop = min(begin + p.strip, end);
 #pragma unroll
-  for (int i = 0; i < TURN; i++) walk.ahead[i] = load_row<true>(walk.x, p.x.row, begin + i, p.L);
+  for (int k = 0; k < K; k++)
+    walk.out[k] = p.out.at + b * p.out.batch + k * p.out.route + position(k, begin) * p.out.row + e;
 #pragma unroll
-  for (int i = 1; i < W; i++) load_row<true>(walk.x, p.x.row, begin - W + i, p.L).unpack(walk.window[i]);
+  for (int i = 1; i < W; i++) {
+    load_if(in_range(begin - W + i, p.L), walk.x).unpack(walk.window[i]);
+    walk.x += p.x.row;
+  }
+#pragma unroll
+  for (int i = 0; i < TURN; i++) walk.load(p, i, begin + i < min(walk.stop, p.L));
   const Taps taps(p, e);
 
   const int inside = min(walk.stop, p.L) - 2 * TURN;
