@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from tests.parity_cases.common import Comparison
 
 # One module per folder format; each has matches(folder) and run(folder), which yields comparisons case by case.
-FORMATS = ("vim", "umamba")
+FORMATS = ("vim", "umamba", "s4nd")
 
 
 def run_folder(folder: Path) -> Iterator[Comparison]:

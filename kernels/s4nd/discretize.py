@@ -65,13 +65,13 @@ def tile(t: Tensor, channels: int) -> Tensor:
     return t if copies == 1 else t.repeat(*(1,) * (t.dim() - 2), copies, 1)
 
 
-def in_band(dt: Tensor, A_imag: Tensor, bandlimit: float) -> Tensor:
+def in_band(dt: Tensor, A_imag: Tensor, bandlimit: float | Tensor) -> Tensor:
     """1 where a mode stays below `bandlimit` of the Nyquist frequency, else 0.
 
     Args:
         dt: (..., H, 1 or N) step at rate 1.
         A_imag: (..., H, N) in radians.
-        bandlimit: fraction of the Nyquist frequency at rate 1.
+        bandlimit: fraction of the Nyquist frequency at rate 1; a tensor broadcasts to A_imag.
 
     Source: Nguyen et al., "S4ND" (arXiv 2210.06583), section 3.2, equation for the bandlimited kernel.
     """

@@ -44,6 +44,7 @@ class S4DKernel(AxisKernel):
         dt_tie: one step size a feature, not one a state.
         dt_transform, real_transform, imag_transform: see `positive`; of step size and the parts of A.
         bandlimit: leave out modes above this fraction of the Nyquist frequency at rate 1; None for none.
+        antialias: at a rate above 1, leave out the modes above the Nyquist frequency there.
         is_real: real modes.
         deterministic: fixed C (the first HiPPO coefficient) and evenly spread step sizes.
         device, dtype: of the parameters.
@@ -71,6 +72,7 @@ class S4DKernel(AxisKernel):
         real_transform: str = "exp",
         imag_transform: str = "none",
         bandlimit: float | None = None,
+        antialias: bool = False,
         is_real: bool = False,
         deterministic: bool = False,
         lr: Rate = None,
@@ -87,7 +89,7 @@ class S4DKernel(AxisKernel):
             raise ValueError(f"n_ssm={copies} must divide d_model={d_model}")
         self.disc: Discretization = disc
         self.transforms = (dt_transform, real_transform, imag_transform)
-        self.bandlimit, self.is_real = bandlimit, is_real
+        self.bandlimit, self.antialias, self.is_real = bandlimit, antialias, is_real
         self.modes = d_state if is_real else d_state // 2
         self._factory = {"device": device, "dtype": torch.get_default_dtype() if dtype is None else dtype}
         initial = initial_system(init, 2 * self.modes if is_real else d_state, rank, copies, **init_args)
@@ -116,7 +118,13 @@ class S4DKernel(AxisKernel):
     def signature(self, length: int, rate: float) -> Hashable:
         """The shapes and options; the length where coefficients depend on it."""
         shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in self._tensors())
-        return (*shapes, self.disc, self.transforms, self.bandlimit, length if self.disc == "dss" else None)
+        limited = self._limit(rate) is not None
+        return (*shapes, self.disc, self.transforms, limited, length if self.disc == "dss" else None)
+
+    def _limit(self, rate: float) -> float | None:
+        """The band limit at a rate, as a fraction of the Nyquist frequency at rate 1."""
+        limits = [self.bandlimit, 1 / rate if self.antialias and rate > 1 else None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         names = ("inv_dt", "C", "B", "A_real") if self.is_real else ("inv_dt", "C", "B", "A_real", "A_imag")
@@ -138,8 +146,10 @@ class S4DKernel(AxisKernel):
             B, C = from_last_axis(named["B"][:, 0]), from_last_axis(named["C"])
         A, B = (Pair(tile(p.re, first.d_model), tile(p.im, first.d_model)) for p in (A, B))
         dt = positive(named["inv_dt"], dt_transform)
-        if first.bandlimit is not None:
-            kept = in_band(dt, A.im, first.bandlimit).unsqueeze(1)
+        limits = [k._limit(rate) for k, rate in zip(kernels, rates, strict=True)]
+        if limits[0] is not None:
+            limit = limits[0] if len(set(limits)) == 1 else dt.new_tensor(limits).view(-1, 1, 1)
+            kept = in_band(dt, A.im, limit).unsqueeze(1)
             C = Pair(C.re * kept, C.im * kept)
         if len(set(rates)) > 1:
             dt = torch.stack([step * rate for step, rate in zip(dt.unbind(0), rates, strict=True)])

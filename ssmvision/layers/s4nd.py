@@ -1,0 +1,289 @@
+"""The S4ND layer: a global convolution whose kernel is an outer product of 1D state-space kernels.
+
+Source: Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces" (arXiv
+2210.06583), section 3, and the authors' code for options and parameter names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmvision.kernels.s4nd import long_conv_nd
+from ssmvision.kernels.s4nd.args import PRECISIONS, Precision
+from ssmvision.layers.s4nd_dense import DenseKernel
+from ssmvision.layers.s4nd_diagonal import S4DKernel
+from ssmvision.layers.s4nd_dplr import S4Kernel
+from ssmvision.layers.s4nd_ema import EMAKernel
+from ssmvision.layers.s4nd_kernel import AxisKernel, generate
+from ssmvision.layers.s4nd_optim import param_groups
+from ssmvision.layers.s4nd_output import PointwiseOutput
+
+__all__ = ["KERNELS", "S4ND", "set_rate"]
+
+Rates = float | Sequence[float]
+KERNELS: dict[str, Callable[..., AxisKernel]] = {
+    **dict.fromkeys(("s4", "nplr", "dplr"), S4Kernel),
+    **dict.fromkeys(("s4d", "diag"), S4DKernel),
+    "dss": lambda *args, **kwargs: S4DKernel(*args, disc="dss", **kwargs),
+    "ema": EMAKernel,
+    "dense": DenseKernel,
+}
+# Arguments of the authors' class without any effect there.
+NO_EFFECT = ("ln", "hyper_act", "verbose", "return_state", "contract_version", "state")
+
+
+class S4ND(nn.Module):
+    """Global depthwise convolution with 1D state-space kernels along each axis, and an optional pointwise output.
+
+    Autocast is followed in the convolution's products only: bfloat16 autocast means precision="bf16".
+
+    Args:
+        d_model: features H of the input.
+        d_state: states of each 1D system.
+        l_max: longest kernel to each side at rate 1, one for all axes or one an axis; None for the axis' length.
+        dim: axes; None to count those of `l_max`.
+        out_channels: makes the convolution dense, from H to this many features, without skip; needs `linear`.
+        channels: outputs per feature; with `linear` the result has channels x H features, channel outermost.
+        bidirectional: kernels to both sides, else causal along every axis.
+        activation, dropout, tie_dropout, final_act, initializer, weight_norm: of the pointwise output, see
+            `PointwiseOutput`.
+        transposed: (B, H, *grid) input and output, else (B, *grid, H).
+        trank: rank R of the N-D kernel: the mean of R outer products.
+        linear: the convolution alone.
+        kernel: "s4" ("dplr", "nplr"), "s4d" ("diag"), "dss", "ema" or "dense".
+        symmetric_center: lag 0 is the mean of both directions' first taps, which makes the layer equivariant to flips
+            (with the two directions exchanged); else, as published, the anticausal half starts at lag -1.
+        rate: default of forward's `rate`; `set_rate` changes it.
+        precision, backend: see `long_conv_nd`.
+        kernel_args: of the kernel's class: init, n_ssm, dt_min, dt_max, lr, bandlimit, antialias, ...; device, dtype.
+
+    Shape:
+        (B, H, *grid) -> (B, F, *grid) with F = channels x H for `linear`, channels x out_channels for a dense one, else
+        H; features last if not `transposed`.
+
+    Raises:
+        ValueError: settings that contradict each other; from forward, an input that does not fit.
+
+    Example:
+        >>> S4ND(8, l_max=(16, 16), kernel="s4d")(torch.zeros(2, 8, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 64,
+        l_max: int | Sequence[int] | None = None,
+        dim: int | None = 2,
+        out_channels: int | None = None,
+        channels: int = 1,
+        bidirectional: bool = True,
+        *,
+        activation: str | None = "gelu",
+        final_act: str | None = None,
+        initializer: str | None = None,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
+        transposed: bool = True,
+        trank: int = 1,
+        linear: bool = True,
+        kernel: str = "dplr",
+        symmetric_center: bool = False,
+        rate: Rates = 1.0,
+        precision: Precision = "auto",
+        backend: str = "auto",
+        **kernel_args: Any,
+    ) -> None:
+        super().__init__()
+        self.l_max = _per_axis(l_max, dim)
+        if out_channels is not None and not linear:
+            raise ValueError("out_channels makes a dense convolution, which has no pointwise output: pass linear=True")
+        if symmetric_center and not bidirectional:
+            raise ValueError("symmetric_center needs bidirectional=True: a causal kernel has one side only")
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
+        self.d_model, self.channels, self.out_channels, self.trank = d_model, channels, out_channels, trank
+        self.bidirectional, self.symmetric_center, self.transposed = bidirectional, symmetric_center, transposed
+        self.precision: Precision = precision
+        self.backend, self.rate = backend, self._rates(rate)
+        factory = {name: kernel_args[name] for name in ("device", "dtype") if name in kernel_args}
+        # A dense convolution does not use it; checkpoints have it.
+        self.D = nn.Parameter(torch.randn(channels, d_model, **factory), requires_grad=out_channels is None)
+        systems = channels * (out_channels or 1) * trank * (2 if bidirectional else 1)
+        build = KERNELS[kernel]
+        self.kernel = nn.ModuleList(build(d_model, d_state, systems, length, **kernel_args) for length in self.l_max)
+        self.output_linear: PointwiseOutput | None = None
+        if not linear:
+            self.output_linear = PointwiseOutput(
+                channels * d_model,
+                d_model,
+                activation=activation,
+                final_act=final_act,
+                initializer=initializer,
+                weight_norm=weight_norm,
+                dropout=dropout,
+                tie_dropout=tie_dropout,
+                **factory,
+            )
+        self._cache: tuple[Any, list[Tensor]] | None = None
+
+    @classmethod
+    def from_official_kwargs(
+        cls, d_model: int, *, mode: str = "dplr", kernel: str | None = None, **kwargs: Any
+    ) -> S4ND:
+        """The layer that the authors' `S4ND(d_model, **kwargs)` builds; arguments without effect there are dropped."""
+        left = {name: value for name, value in kwargs.items() if name not in NO_EFFECT}
+        return cls(d_model, kernel=kernel or mode, **left)
+
+    @property
+    def d_output(self) -> int:
+        """Features of the result."""
+        return self.d_model if self.output_linear is not None else self.channels * (self.out_channels or self.d_model)
+
+    def extra_repr(self) -> str:
+        """The layer's settings, for `print`."""
+        return f"{self.d_model}, l_max={self.l_max}, channels={self.channels}, out_channels={self.out_channels}"
+
+    def forward(self, u: Tensor, rate: Rates | None = None) -> Tensor:
+        """Convolve a map.
+
+        Args:
+            u: (B, H, *grid), or (B, *grid, H) if not `transposed`; grids of any size, kernels reach `l_max` / rate.
+            rate: sampling step as a multiple of the trained one, for all axes or one an axis: for images of voxel
+                spacing s, s / reference spacing (2 at half the resolution). None for the layer's own.
+
+        Returns:
+            see the class.
+        """
+        axes = len(self.l_max)
+        place = 1 if self.transposed else u.dim() - 1
+        if u.dim() != axes + 2 or u.shape[place] != self.d_model:
+            order = "(B, H, *grid)" if self.transposed else "(B, *grid, H)"
+            raise ValueError(f"S4ND needs {order} with H={self.d_model} and {axes} axes, got {tuple(u.shape)}")
+        x = u if self.transposed else u.movedim(-1, 1)
+        rates = self.rate if rate is None else self._rates(rate)
+        kernels, centers = self._kernels(tuple(x.shape[2:]), rates)
+        skip = None if self.out_channels else self.D
+        options: dict[str, Any] = {"precision": self._precision(x), "backend": self.backend}
+        y = long_conv_nd(x, kernels, skip, centers=centers, dense=self.out_channels is not None, **options)
+        if self.out_channels:
+            y = y.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2)
+        y = y.flatten(1, 2)
+        if self.output_linear is not None:
+            y = self.output_linear(y)
+        return y if self.transposed else y.movedim(1, -1)
+
+    def _rates(self, rate: Rates) -> tuple[float, ...]:
+        rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
+        if len(rates) != len(self.l_max) or not all(r > 0 for r in rates):
+            raise ValueError(f"rate must be positive, one for all or each of {len(self.l_max)} axes, got {rate}")
+        return rates
+
+    def _precision(self, x: Tensor) -> Precision:
+        device = x.device.type
+        if self.precision != "auto" or device == "meta" or not torch.is_autocast_enabled(device):
+            return self.precision
+        return "bf16" if torch.get_autocast_dtype(device) == torch.bfloat16 else "fp32"
+
+    # Kernels
+
+    def _kernels(self, grid: tuple[int, ...], rates: tuple[float, ...]) -> tuple[list[Tensor], list[int]]:
+        """Two-sided kernels (R, C, H, T) of every axis with the places of their lag 0; kept where nothing trains."""
+        lengths = [
+            size if longest is None else max(1, min(size, round(longest / rate)))
+            for size, longest, rate in zip(grid, self.l_max, rates, strict=True)
+        ]
+        if self.bidirectional:
+            centers = [length - 1 if self.symmetric_center else length for length in lengths]
+        else:
+            centers = [0] * len(lengths)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._generate(lengths, rates), centers
+        key = (tuple(lengths), rates, self._version())
+        if self._cache is None or self._cache[0] != key:
+            # Fitting an S4 kernel to a new length changes its parameters, hence the key.
+            kernels = self._generate(lengths, rates)
+            self._cache = ((tuple(lengths), rates, self._version()), kernels)
+        return self._cache[1], centers
+
+    def _version(self) -> tuple[Any, ...]:
+        tensors = (*self.kernel.parameters(), *self.kernel.buffers())
+        if any(t.is_inference() for t in tensors):
+            return (object(),)  # their changes cannot be seen: never equal
+        return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+
+    def _generate(self, lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
+        systems = [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
+        with torch.autocast(self.D.device.type, enabled=False):
+            sides = generate(systems, lengths, rates)
+        kernels = [self._two_sided(side).unflatten(0, (self.trank, -1)) for side in sides]
+        if self.trank > 1:
+            kernels[0] = kernels[0] / self.trank
+        return kernels
+
+    def _two_sided(self, side: Tensor) -> Tensor:
+        """(2 C, H, L) -> (C, H, taps): the first half holds lags 0, 1, ...; the second -1, -2, ..."""
+        if not self.bidirectional:
+            return side
+        causal, anticausal = side.chunk(2, 0)
+        if not self.symmetric_center:
+            return torch.cat((anticausal.flip(-1), causal), -1)
+        center = (causal[..., :1] + anticausal[..., :1]) / 2
+        return torch.cat((anticausal[..., 1:].flip(-1), center, causal[..., 1:]), -1)
+
+    def train(self, mode: bool = True) -> S4ND:
+        """As of every module; kernels that were kept are forgotten."""
+        self._cache = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    # Optimizers
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: A, B, P and the step sizes, not C and D."""
+        kernels = ((i, kernel) for i, kernel in enumerate(self.kernel) if isinstance(kernel, AxisKernel))
+        return {f"kernel.{i}.{name}" for i, kernel in kernels for name in kernel.no_weight_decay()}
+
+    def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Optimizer groups of this layer; see `ssmvision.layers.s4nd_optim.param_groups` for whole networks."""
+        return param_groups(self, lr, weight_decay)
+
+    # State dicts
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def _per_axis(l_max: int | Sequence[int] | None, dim: int | None) -> tuple[int | None, ...]:
+    if l_max is None or isinstance(l_max, int):
+        if dim is None:
+            raise ValueError("dim=None needs a sequence for l_max, one length an axis")
+        lengths: tuple[int | None, ...] = (l_max,) * dim
+    else:
+        lengths = tuple(l_max)
+    if len(lengths) not in (1, 2, 3) or (dim is not None and len(lengths) != dim):
+        raise ValueError(f"l_max={l_max} and dim={dim}: 1, 2 or 3 axes are possible, with one length each")
+    return lengths
+
+
+def set_rate(model: nn.Module, rate: Rates) -> None:
+    """Set the sampling rate of all S4ND layers of a network, for images of another spacing than those of training.
+
+    Args:
+        model: any module.
+        rate: spacing / spacing in training, for all axes or one an axis. Stages of a network share it: their
+            downsampling is the same at every rate.
+    """
+    for module in model.modules():
+        if isinstance(module, S4ND):
+            module.rate = module._rates(rate)
