@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from ssmvision.kernels.add_norm import add_rms_norm
+from ssmvision.kernels.causal_conv import causal_conv
 from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
 from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
 
-__all__ = ["ROUTES", "inverse_route", "route_index", "route_names", "selective_scan", "selective_scan_nd"]
+__all__ = [
+    "ROUTES",
+    "add_rms_norm",
+    "causal_conv",
+    "inverse_route",
+    "route_index",
+    "route_names",
+    "selective_scan",
+    "selective_scan_nd",
+]
