@@ -128,6 +128,19 @@ def test_opcheck(stream: torch.dtype, has_residual: bool) -> None:
     assert set(torch.library.opcheck(add_norm, args).values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_compiles_into_one_graph(autocast: bool) -> None:
+    leaves = make((2, 3, 8), F32)
+    values = []
+    for run in (torch.compile(add_rms_norm, backend="aot_eager", fullgraph=True), add_rms_norm):
+        with torch.autocast("cpu", dtype=BF16, enabled=autocast):
+            normed, total = run(*leaves)
+        loss = normed.float().sin().sum() + total.cos().sum()
+        values.append((normed, total, *torch.autograd.grad(loss, leaves)))
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -120,6 +120,14 @@ def test_opcheck() -> None:
         }
 
 
+def test_compiles_into_one_graph() -> None:
+    leaves = [t.requires_grad_() for t in make(9, 4, 2)]
+    compiled = torch.compile(lambda *a: causal_conv(*a, BOTH), backend="aot_eager", fullgraph=True)
+    values = [(y, *torch.autograd.grad(y.sin().sum(), leaves)) for y in (compiled(*leaves), causal_conv(*leaves, BOTH))]
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
