@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.s4nd.args import PRECISIONS, Precision
+from ssmvision.layers.mamba_layer import autocast_off
 from ssmvision.layers.s4nd_dense import DenseKernel
 from ssmvision.layers.s4nd_diagonal import S4DKernel
 from ssmvision.layers.s4nd_dplr import S4Kernel
@@ -55,8 +56,9 @@ class S4ND(nn.Module):
         trank: rank R of the N-D kernel: the mean of R outer products.
         linear: the convolution alone.
         kernel: "s4" ("dplr", "nplr"), "s4d" ("diag"), "dss", "ema" or "dense".
-        symmetric_center: lag 0 is the mean of both directions' first taps, which makes the layer equivariant to flips
-            (with the two directions exchanged); else, as published, the anticausal half starts at lag -1.
+        symmetric_center: split every tap between the two lags that bound its step, so that both directions share lag 0
+            and the layer is equivariant to flips (with the two directions exchanged) at every rate; else, as
+            published, the causal half starts at lag 0 and the anticausal half at -1.
         rate: default of forward's `rate`; `set_rate` changes it.
         precision, backend: see `long_conv_nd`.
         kernel_args: of the kernel's class: init, n_ssm, dt_min, dt_max, lr, bandlimit, antialias, ...; device, dtype.
@@ -221,7 +223,7 @@ class S4ND(nn.Module):
 
     def _generate(self, lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
         systems = [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
-        with torch.autocast(self.D.device.type, enabled=False):
+        with autocast_off(self.D.device):
             sides = generate(systems, lengths, rates)
         kernels = [self._two_sided(side).unflatten(0, (self.trank, -1)) for side in sides]
         if self.trank > 1:
@@ -235,8 +237,10 @@ class S4ND(nn.Module):
         causal, anticausal = side.chunk(2, 0)
         if not self.symmetric_center:
             return torch.cat((anticausal.flip(-1), causal), -1)
+        # A tap is the integral over a step, from its lag to the next; half of it belongs to either end.
         center = (causal[..., :1] + anticausal[..., :1]) / 2
-        return torch.cat((anticausal[..., 1:].flip(-1), center, causal[..., 1:]), -1)
+        later, earlier = ((side[..., 1:] + side[..., :-1]) / 2 for side in (causal, anticausal))
+        return torch.cat((earlier.flip(-1), center, later), -1)
 
     def train(self, mode: bool = True) -> S4ND:
         """As of every module; kernels that were kept are forgotten."""

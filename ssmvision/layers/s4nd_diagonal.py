@@ -123,8 +123,9 @@ class S4DKernel(AxisKernel):
 
     def _limit(self, rate: float) -> float | None:
         """The band limit at a rate, as a fraction of the Nyquist frequency at rate 1."""
-        limits = [self.bandlimit, 1 / rate if self.antialias and rate > 1 else None]
-        return min((limit for limit in limits if limit is not None), default=None)
+        if not self.antialias or rate <= 1:
+            return self.bandlimit
+        return 1 / rate if self.bandlimit is None else min(self.bandlimit, 1 / rate)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         names = ("inv_dt", "C", "B", "A_real") if self.is_real else ("inv_dt", "C", "B", "A_real", "A_imag")
