@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.bench import gpu, scan, timing, vim
+from ssmvision.bench.config import BenchScanConfig, BenchVimConfig
 from ssmvision.bench.contestants import VMambaOps, composed, make_inputs, mamba, ours, vmamba
 from ssmvision.bench.floors import H200, ScanWork, rates_of, scan_floor
 from ssmvision.bench.gpu import GpuRow, Measured
@@ -235,3 +236,29 @@ def test_scan_on_a_cpu_prints_and_writes_the_same_json(
     assert report["rows"][0]["error"] < 1e-4
     assert main(["bench", "scan", "--shapes", "vim", "--repeats", "1", "--out", str(out / "below.json")]) == 2
     assert "choose another place with --out" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["vim", "volume", "cross"])
+def test_measured_on_a_gpu(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.SHAPES, "tiny", SMALL[name])
+    rows = gpu.run_gpu(BenchScanConfig(device="cuda", dtype="float32", shapes="tiny"))
+    assert [row.step for row in rows] == ["forward", "forward + backward"]
+    for row in rows:
+        assert row.ours.us > row.floor_us > 0
+        assert row.ours.host_us > 0
+        assert row.ours.error is not None
+        assert row.ours.error < 1e-5
+    assert rows[0].ours.peak_mib < rows[1].ours.peak_mib
+    assert SMALL[name].size in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_models_measured_on_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "vim.json"
+    rows = vim.run(BenchVimConfig("vim_tiny", "vit_tiny_patch16_224", "32/2", out=out))
+    assert [(row.model, row.step) for row in rows] == [
+        (model, step) for step in ("infer", "train") for model in ("vim_tiny", "vit_tiny_patch16_224")
+    ]
+    assert all(row.eager_ms > 0 and row.graph_ms > 0 and row.peak_mib > 0 for row in rows)
+    assert len(json.loads(out.read_text(encoding="utf-8"))["rows"]) == 4
