@@ -49,15 +49,15 @@ __device__ __forceinline__ void shift(float (&window)[W][V]) {
 struct Taps {
   float w[K][W][V], bias[K][V];
 
-  __device__ __forceinline__ Taps(const Conv &p, int e) {
+  __device__ __forceinline__ Taps(const Conv &p, int e, float scale = 1.f) {
 #pragma unroll
     for (int k = 0; k < K; k++) {
 #pragma unroll
       for (int v = 0; v < V; v++) {
         const long long channel = (long long)k * p.E + e + v;
-        bias[k][v] = p.bias ? to_float(p.bias[channel]) : 0.f;
+        bias[k][v] = p.bias ? to_float(p.bias[channel]) * scale : 0.f;
 #pragma unroll
-        for (int i = 0; i < W; i++) w[k][i][v] = to_float(p.weight[channel * W + tap(k, i)]);
+        for (int i = 0; i < W; i++) w[k][i][v] = to_float(p.weight[channel * W + tap(k, i)]) * scale;
       }
     }
   }

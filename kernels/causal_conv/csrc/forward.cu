@@ -1,6 +1,10 @@
 // All directions' convolution, bias and SiLU from one read of the tokens. A thread walks V channels of a strip.
 #include "common.cuh"
 
+// y / (1 + e^-y) from -y log2(e), to which the taps are scaled.
+constexpr float SCALE = SILU ? -LOG2E : 1.f;
+__device__ __forceinline__ float silu_of_scaled(float z) { return z * reciprocal(fmaf(SCALE, ex2(z), SCALE)); }
+
 struct Walk {
   const io_t *x;   // of the token that is loaded next; running pointers, because products of strides cost more
   io_t *out[K];    // of the position that is computed next
@@ -29,7 +33,7 @@ struct Walk {
           y[v] = taps.bias[k][v];
 #pragma unroll
           for (int j = 0; j < W; j++) y[v] = fmaf(taps.w[k][j][v], window[j][v], y[v]);
-          if (SILU) y[v] *= sigmoid(y[v]);
+          if (SILU) y[v] = silu_of_scaled(y[v]);
         }
         if (INSIDE || (t < stop && in_range(position(k, t), p.L))) pack_t::from(y).store(out[k]);
         out[k] += p.out.row;
@@ -62,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_forward(const Conv p) {
   }
 #pragma unroll
   for (int i = 0; i < TURN; i++) walk.load(p, i, begin + i < min(walk.stop, p.L));
-  const Taps taps(p, e);
+  const Taps taps(p, e, SCALE);
 
   const int inside = min(walk.stop, p.L) - 2 * TURN;
 #pragma unroll 1

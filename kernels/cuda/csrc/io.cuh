@@ -74,9 +74,17 @@ template <typename T, int COUNT> struct Pack {
   }
 };
 
-// 1 / (1 + e^-x), within a few units of float's last place.
-__device__ __forceinline__ float sigmoid(float x) {
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
-  return __fdividef(1.f, 1.f + e);
+constexpr float LOG2E = 1.4426950408889634f;
+
+// 2^x and 1 / x, within a few units of float's last place.
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + ex2(-LOG2E * x)); }
