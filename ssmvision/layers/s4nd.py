@@ -79,7 +79,7 @@ class S4ND(nn.Module):
         self,
         d_model: int,
         d_state: int = 64,
-        l_max: int | Sequence[int] | None = None,
+        l_max: int | Sequence[int | None] | None = None,
         dim: int | None = 2,
         out_channels: int | None = None,
         channels: int = 1,
@@ -182,6 +182,12 @@ class S4ND(nn.Module):
             y = self.output_linear(y)
         return y if self.transposed else y.movedim(1, -1)
 
+    def set_l_max(self, l_max: int | Sequence[int | None] | None) -> None:
+        """Change how far the kernels reach; their parameters serve any length."""
+        self.l_max = _per_axis(l_max, len(self.l_max))
+        for kernel, length in zip(self.kernel, self.l_max, strict=True):
+            kernel.l_max = length
+
     def _rates(self, rate: Rates) -> tuple[float, ...]:
         rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
         if len(rates) != len(self.l_max) or not all(r > 0 for r in rates):
@@ -268,7 +274,7 @@ class S4ND(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def _per_axis(l_max: int | Sequence[int] | None, dim: int | None) -> tuple[int | None, ...]:
+def _per_axis(l_max: int | Sequence[int | None] | None, dim: int | None) -> tuple[int | None, ...]:
     if l_max is None or isinstance(l_max, int):
         if dim is None:
             raise ValueError("dim=None needs a sequence for l_max, one length an axis")

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ssmvision.kernels.s4nd.hippo import hippo_matrices, low_rank_correction, nplr
 from ssmvision.layers.s4nd import KERNELS, S4ND
 from ssmvision.layers.s4nd_kernel import AxisKernel
+from ssmvision.models.s4nd_convnext import S4NDConvNeXt
+from ssmvision.models.s4nd_vit import S4NDVisionTransformer
 from tests.parity_cases.common import Comparison, compare, load_json, seeded_input
 
 __all__ = ["matches", "run"]
 
 SOURCE = "state-spaces/s4"
-FILES = ("hippo", "kernel1d", "s4nd_layer")
+FILES = ("hippo", "kernel1d", "s4nd_layer", "model")
 Case = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -150,8 +152,52 @@ def run_layer(case: Case, arrays: Arrays) -> Iterator[Comparison]:
                 yield relative(name, "grad0/input", u.grad, arrays["grad0/input"], bound)
 
 
+def build_model(config: dict[str, Any]) -> S4NDConvNeXt | S4NDVisionTransformer:
+    """The small network of a case."""
+    common = {"num_classes": config["num_classes"], "d_state": config["d_state"]}
+    if config["arch"] == "vit1d":
+        sizes = {key: config[key] for key in ("img_size", "patch_size", "depth")}
+        options = {"channels": config["channels"]}
+        return S4NDVisionTransformer(embed_dim=config["d_model"], s4nd_args=options, **sizes, **common)
+    common |= {"dims": config["dims"], "depths": config["depths"]}
+    if config["arch"] == "convnext2d":
+        full = {"stem": "s4nd", "downsample": "s4nd", "stem_channels": config["stem_channels"]}
+        return S4NDConvNeXt(tuple(config["img_size"]), **full, **common)
+    return S4NDConvNeXt(tuple(config["video_size"]), spatial_dims=3, **common)
+
+
+def run_model(case: Case, arrays: Arrays) -> Iterator[Comparison]:
+    """Logits and every stage's output (in the ViT every mixer's and every MLP's), and the number of parameters."""
+    name, bound = case["name"], case["tolerance"]["float64"]
+    model = build_model(case["config"]).double().eval()
+    official = stored_state(arrays)
+    unused = sum(v.numel() for k, v in official.items() if "layer.kernel.1." in k and not k.endswith("l_kernel"))
+    count = sum(p.numel() for p in model.parameters())
+    yield Comparison(name, f"parameters {count}", abs(count + unused - case["n_params"]), 0)
+    model.load_state_dict(model.convert_official_state_dict(official))
+    outputs: list[Tensor] = []
+    _watch(model, outputs)
+    with torch.no_grad():
+        logits = model(seeded_input(case["input"]["seed"], case["input"]["shape"], torch.float64))
+    yield relative(name, "logits", logits, arrays["logits"], bound)
+    for i, out in enumerate(outputs):
+        yield relative(name, f"stage{i}", out, arrays[f"stage{i}"], bound)
+
+
+def _watch(model: S4NDConvNeXt | S4NDVisionTransformer, outputs: list[Tensor]) -> None:
+    """Collect what the folder calls stages: of a ViT what each mixer and each MLP leaves in the stream."""
+    if isinstance(model, S4NDConvNeXt):
+        for stage in model.stages:
+            stage.register_forward_hook(lambda _, __, out: outputs.append(out))
+        return
+    for block in model.blocks:
+        block.norm2.register_forward_hook(lambda _, given, __: outputs.append(given[0]))
+        block.register_forward_hook(lambda _, __, out: outputs.append(out))
+
+
 RUNNERS: dict[str, Callable[[Case, Arrays], Iterator[Comparison]]] = {
     "hippo": run_hippo,
     "kernel1d": run_kernel,
     "s4nd_layer": run_layer,
+    "model": run_model,
 }

@@ -1,0 +1,122 @@
+"""Parts of a ConvNeXt with S4ND in place of its convolutions, in 2D and 3D.
+
+Sources: Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), section 2; Nguyen et al., "S4ND" (arXiv 2210.06583),
+section 4.2 and appendix D, and the authors' code for the stem and the downsampling. Parameter names are timm's where
+timm has the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from ssmvision.layers.s4nd import S4ND
+from ssmvision.layers.s4nd_output import ChannelLinear
+
+__all__ = ["ChannelNorm", "PooledS4ND", "S4NDBlock", "S4NDStem", "patch_conv"]
+
+Size = tuple[int, ...]
+CONVS: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+POOLS: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
+EPS = 1e-6
+
+
+def patch_conv(in_channels: int, out_channels: int, size: Size, **factory: Any) -> nn.Module:
+    """A convolution of patches without overlap."""
+    return CONVS[len(size)](in_channels, out_channels, size, size, **factory)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, *grid)."""
+
+    def __init__(self, channels: int, **factory: Any) -> None:
+        super().__init__(channels, eps=EPS, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *grid) -> the same."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class S4NDBlock(nn.Module):
+    """x + drop_path(gamma * mlp(norm(S4ND(x)))).
+
+    Args:
+        channels: C.
+        l_max: longest kernel of each axis, or None.
+        s4nd: further arguments of `S4ND`.
+        mlp_ratio: width of the hidden layer.
+        drop_path: probability of dropping a sample's branch in training.
+        init_scale: initial gamma; None for no gamma.
+        factory: device and dtype.
+
+    Shape:
+        (B, C, *grid) -> (B, C, *grid).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        l_max: tuple[int | None, ...],
+        s4nd: dict[str, Any],
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        init_scale: float | None = 1e-6,
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        self.conv_dw = S4ND(channels, l_max=l_max, dim=None, **s4nd, **factory)
+        self.norm = nn.LayerNorm(channels, eps=EPS, **factory)
+        self.mlp = Mlp(channels, int(mlp_ratio * channels), act_layer=nn.GELU, **factory)
+        scale = None if init_scale is None else nn.Parameter(torch.full((channels,), init_scale, **factory))
+        self.gamma: nn.Parameter | None = scale
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y = self.mlp(self.norm(self.conv_dw(x).movedim(1, -1)))
+        if self.gamma is not None:
+            y = y * self.gamma
+        out: Tensor = self.drop_path(y.movedim(-1, 1)) + x
+        return out
+
+
+class PooledS4ND(nn.Module):
+    """S4ND, average pooling, linear map, GLU: S4ND's strided convolution.
+
+    Args:
+        conv: the S4ND layer.
+        out_channels: of the result.
+        stride: of each axis.
+        factory: device and dtype.
+
+    Shape:
+        (B, conv.d_model, *grid) -> (B, out_channels, *(grid // stride)).
+    """
+
+    def __init__(self, conv: S4ND, out_channels: int, stride: Size, **factory: Any) -> None:
+        super().__init__()
+        self.conv, self.stride = conv, stride
+        self.linear = ChannelLinear(conv.d_output, 2 * out_channels, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        pooled = POOLS[len(self.stride)](self.conv(x), self.stride, self.stride)
+        return F.glu(self.linear(pooled), 1)
+
+
+class S4NDStem(PooledS4ND):
+    """A dense S4ND from the image's channels, pooled over patches, and a norm; shapes of `PooledS4ND`."""
+
+    def __init__(self, conv: S4ND, out_channels: int, stride: Size, **factory: Any) -> None:
+        super().__init__(conv, out_channels, stride, **factory)
+        self.norm = ChannelNorm(out_channels, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        out: Tensor = self.norm(super().forward(x))
+        return out
