@@ -26,6 +26,7 @@ from ssmvision.kernels.registry import Request
 __all__ = ["backward", "can_run", "forward"]
 
 SUM_COLUMNS = 32  # per block of conv_sum
+MAX_ROW_STRIDE = 1 << 31
 
 
 def can_run(request: Request) -> str | None:
@@ -67,8 +68,18 @@ def _processors(device: int) -> int:
     return count
 
 
+def _in_place(t: Tensor) -> bool:
+    return t.stride(-1) == 1 and t.stride(-2) < MAX_ROW_STRIDE
+
+
 def _readable(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()
+    return t if _in_place(t) else t.contiguous()
+
+
+def _writable(name: str, t: Tensor) -> Tensor:
+    if not _in_place(t):
+        raise ValueError(f"{name} must have stride 1 along E and a row stride below 2^31, got strides {t.stride()}")
+    return t
 
 
 def _weights(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -106,13 +117,17 @@ def forward(
     silu: bool,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Convolve; takes and returns as `reference.forward`, `out` with unit stride along E."""
+    """Convolve; takes and returns as `reference.forward`, `out` with unit stride along E.
+
+    Raises:
+        ValueError: `out` cannot be written in place.
+    """
     batch, length, channels = x.shape
     if out is None:
         out = x.new_empty(batch, len(routes), length, channels)
     if x.numel() == 0:
         return out
-    x = _readable(x)
+    x, out = _readable(x), _writable("out", out)
     weight, bias = _weights(weight, bias, x.dtype)
     taps = weight.shape[2]
     width = channels_per_thread(len(routes), taps, _aligned(x, out))
@@ -144,12 +159,16 @@ def backward(
     dout: Tensor,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients; takes and returns as `reference.backward`, `dx` with unit stride along E."""
+    """Gradients; takes and returns as `reference.backward`, `dx` with unit stride along E.
+
+    Raises:
+        ValueError: `dx` cannot be written in place.
+    """
     if x.numel() == 0:
         return reference.backward(x, weight, bias, routes, silu, dout, dx)
     batch, length, channels = x.shape
     device = x.device.index
-    dx = x.new_empty(x.shape) if dx is None else dx
+    dx = x.new_empty(x.shape) if dx is None else _writable("dx", dx)
     x, dout = _readable(x), _readable(dout.to(x.dtype))
     inner, inner_bias = _weights(weight, bias, x.dtype)
     n_routes, _, taps = weight.shape

@@ -20,7 +20,7 @@ POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 class Rows(ctypes.Structure):
     """`struct Rows` of csrc/common.cuh: strides in elements."""
 
-    _fields_ = [("at", POINTER), ("batch", LONG), ("route", LONG), ("row", LONG)]
+    _fields_ = [("at", POINTER), ("batch", LONG), ("route", LONG), ("row", INT)]
 
 
 class Conv(ctypes.Structure):

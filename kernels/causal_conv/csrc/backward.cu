@@ -89,12 +89,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Con
   Walk walk = {};
   walk.begin = strip * p.strip, walk.stop = min(walk.begin + p.strip, p.L);
   if (e < p.E && walk.begin < walk.stop) {
-    const int oldest = walk.begin - W + 1;
+    const long long oldest = walk.begin - W + 1;
     walk.x = p.x.at + b * p.x.batch + oldest * p.x.row + e;
     walk.dx = p.dx.at + b * p.dx.batch + oldest * p.dx.row + e;
 #pragma unroll
     for (int k = 0; k < K; k++)
-      walk.dout[k] = p.out.at + b * p.out.batch + k * p.out.route + position(k, walk.begin) * p.out.row + e;
+      walk.dout[k] = p.out.at + b * p.out.batch + k * p.out.route + (long long)position(k, walk.begin) * p.out.row + e;
 #pragma unroll
     for (int i = 1; i < W; i++) {
       load_if(in_range(oldest + i - 1, p.L), walk.x).unpack(walk.window[i]);

@@ -18,10 +18,11 @@ __device__ __forceinline__ constexpr int tap(int k, int i) { return reversed(k) 
 // Position of direction k that is computed when token t arrives.
 __device__ __forceinline__ int position(int k, int t) { return reversed(k) ? t - W + 1 : t; }
 
-// A walked tensor: unit stride along E.
+// A walked tensor: strides in elements, one along E. With an int a step of a pointer is one instruction.
 struct Rows {
   io_t *at;
-  long long batch, route, row;
+  long long batch, route;
+  int row;
 };
 
 struct Conv {

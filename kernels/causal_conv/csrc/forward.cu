@@ -54,11 +54,11 @@ extern "C" __global__ void __launch_bounds__(128) conv_forward(const Conv p) {
   const int first = ANY_FORWARD ? 0 : W - 1, end = ANY_BACKWARD ? p.L + W - 1 : p.L;
   const int begin = first + strip * p.strip;
   Walk walk;
-  walk.x = p.x.at + b * p.x.batch + (begin - W + 1) * p.x.row + e;
+  walk.x = p.x.at + b * p.x.batch + (long long)(begin - W + 1) * p.x.row + e;
   walk.stop = min(begin + p.strip, end);
 #pragma unroll
   for (int k = 0; k < K; k++)
-    walk.out[k] = p.out.at + b * p.out.batch + k * p.out.route + position(k, begin) * p.out.row + e;
+    walk.out[k] = p.out.at + b * p.out.batch + k * p.out.route + (long long)position(k, begin) * p.out.row + e;
 #pragma unroll
   for (int i = 1; i < W; i++) {
     load_if(in_range(begin - W + i, p.L), walk.x).unpack(walk.window[i]);
