@@ -25,7 +25,7 @@ from ssmvision.kernels.registry import Request
 
 __all__ = ["backward", "can_run", "forward"]
 
-SUM_COLUMNS = 32  # per block of conv_sum
+SUM_THREADS, SUM_COLUMNS = 256, 32  # per block of conv_sum
 MAX_ROW_STRIDE = 1 << 31
 
 
@@ -88,10 +88,8 @@ def _weights(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[T
     return weight.to(wanted).contiguous(), None if bias is None else bias.to(wanted).contiguous()
 
 
-def _rows(t: Tensor | None) -> Rows:
+def _rows(t: Tensor) -> Rows:
     """Where a (B, L, E) or (B, K, L, E) lies."""
-    if t is None:
-        return Rows()
     strides = t.stride()
     return Rows(t.data_ptr(), strides[0], strides[1] if len(strides) == 4 else 0, strides[-2])
 
@@ -107,6 +105,22 @@ def _aligned(*tensors: Tensor) -> int:
         ):
             return count
     return 1
+
+
+def _block(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, strip: int, steps: int) -> Conv:
+    """The parameter block of either kernel, for strips of so many of the walked tokens."""
+    batch, length, channels = x.shape
+    return Conv(
+        x=_rows(x),
+        out=_rows(out),
+        weight=weight.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        batch=batch,
+        L=length,
+        E=channels,
+        strip=strip,
+        strips=-(-steps // strip),
+    )
 
 
 def forward(
@@ -129,23 +143,12 @@ def forward(
         return out
     x, out = _readable(x), _writable("out", out)
     weight, bias = _weights(weight, bias, x.dtype)
-    taps = weight.shape[2]
+    device, taps = x.device.index, weight.shape[2]
     width = channels_per_thread(len(routes), taps, _aligned(x, out))
     steps = length + (taps - 1 if "forward" in routes and "backward" in routes else 0)
     threads = batch * (channels // width)
-    strip = forward_strip(threads, steps, _processors(x.device.index))
-    block = Conv(
-        x=_rows(x),
-        out=_rows(out),
-        weight=weight.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
-        batch=batch,
-        L=length,
-        E=channels,
-        strip=strip,
-        strips=-(-steps // strip),
-    )
-    compiled = _kernel("conv_forward", x.dtype, weight.dtype, routes, taps, width, silu, x.device.index)
+    block = _block(x, out, weight, bias, forward_strip(threads, steps, _processors(device)), steps)
+    compiled = _kernel("conv_forward", x.dtype, weight.dtype, routes, taps, width, silu, device)
     compiled.launch((-(-threads * block.strips // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
     return out
 
@@ -166,40 +169,38 @@ def backward(
     """
     if x.numel() == 0:
         return reference.backward(x, weight, bias, routes, silu, dout, dx)
-    batch, length, channels = x.shape
-    device = x.device.index
     dx = x.new_empty(x.shape) if dx is None else _writable("dx", dx)
     x, dout = _readable(x), _readable(dout.to(x.dtype))
-    inner, inner_bias = _weights(weight, bias, x.dtype)
-    n_routes, _, taps = weight.shape
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    dweight, dbias = _launch_backward(x, *_weights(weight, bias, x.dtype), routes, silu, dout, dx)
+    return dx, dweight.to(weight.dtype), None if dbias is None else dbias.to(bias_dtype)
+
+
+def _launch_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    routes: tuple[str, ...],
+    silu: bool,
+    dout: Tensor,
+    dx: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Writes dx; returns dweight and dbias. A pass leaves a part of their sums for each block, a second adds them."""
+    batch, length, channels = x.shape
+    device, (n_routes, _, taps) = x.device.index, weight.shape
     width = channels_per_thread(n_routes, taps, _aligned(x, dout, dx))
     tiles = -(-channels // (32 * width))
     strip = backward_strip(batch * tiles * 32, length, _processors(device))
-    strips = -(-length // strip)
-    stacks = batch * -(-strips // BACKWARD_WARPS)
+    block = _block(x, dout, weight, bias, strip, length)
+    stacks = batch * -(-block.strips // BACKWARD_WARPS)
     partial = torch.empty(stacks, n_routes, taps + 1, channels, device=x.device)
-    block = Conv(
-        x=_rows(x),
-        out=_rows(dout),
-        dx=_rows(dx),
-        weight=inner.data_ptr(),
-        bias=None if inner_bias is None else inner_bias.data_ptr(),
-        partial=partial.data_ptr(),
-        batch=batch,
-        L=length,
-        E=channels,
-        strip=strip,
-        strips=strips,
-        tiles=tiles,
-    )
-    variant = (x.dtype, inner.dtype, routes, taps, width, silu, device)
-    compiled = _kernel("conv_backward", *variant)
-    compiled.launch((tiles * stacks, 1, 1), (32 * BACKWARD_WARPS, 1, 1), 0, None, (block,))
+    block.dx, block.partial, block.tiles = _rows(dx), partial.data_ptr(), tiles
+    variant = (x.dtype, weight.dtype, routes, taps, width, silu, device)
+    threads = (32 * BACKWARD_WARPS, 1, 1)
+    _kernel("conv_backward", *variant).launch((tiles * stacks, 1, 1), threads, 0, None, (block,))
 
-    dweight, dbias = torch.empty_like(inner), None if inner_bias is None else torch.empty_like(inner_bias)
-    columns = partial[0].numel()
-    blocks = (-(-columns // SUM_COLUMNS), 1, 1)
-    _kernel("conv_sum", *variant).launch(
-        blocks, (256, 1, 1), 0, None, (partial, dweight, dbias, stacks, channels, columns)
-    )
-    return dx, dweight.to(weight.dtype), None if bias is None or dbias is None else dbias.to(bias.dtype)
+    dweight, dbias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
+    columns = n_routes * (taps + 1) * channels
+    args = (partial, dweight, dbias, stacks, channels, columns)
+    _kernel("conv_sum", *variant).launch((-(-columns // SUM_COLUMNS), 1, 1), (SUM_THREADS, 1, 1), 0, None, args)
+    return dweight, dbias
