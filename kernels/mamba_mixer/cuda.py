@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, kernel
-from ssmvision.kernels.mamba_mixer.cuda_programs import ENTRIES, IO, Pack
-from ssmvision.kernels.mamba_mixer.pack import Entry, copy_entries
+from ssmvision.kernels.mamba_mixer.args import Parameters
+from ssmvision.kernels.mamba_mixer.cuda_programs import ENTRIES, IO, PACK_PER_BLOCK, Pack
+from ssmvision.kernels.mamba_mixer.pack import Place, Plan, copy_parameters
 
 __all__ = ["fill", "gate_backward"]
 
 BLOCK = 256
 VECTOR_BYTES = 16
-PACK_BLOCKS = 128  # an entry; the largest has half a million elements in a small Vim
 
 
 @lru_cache(maxsize=64)
@@ -23,30 +23,31 @@ def _kernel(program: str, name: str, device: int, **defines: int) -> Kernel:
     return kernel(program, name, defines, device)
 
 
-def _one_launch(todo: list[Entry], low: Tensor) -> bool:
-    dtype = todo[0].source.dtype
-    known = dtype in IO and low.dtype in IO and len(todo) <= ENTRIES
-    return known and all(e.source.dtype == dtype and e.source.is_contiguous() for e in todo)
+@lru_cache(maxsize=1024)
+def _pack(sources: tuple[int, ...], places: tuple[Place, ...]) -> tuple[Pack, int]:
+    """The parameter block for parameters at these addresses, and its number of blocks."""
+    todo = sorted(zip(places, sources, strict=True), key=lambda pair: (pair[0].exact, pair[0].exponential))
+    pack, blocks = Pack(), 0
+    for i, (place, source) in enumerate(todo):
+        pack.source[i], pack.offset[i], pack.count[i], pack.block[i] = source, place.offset, place.count, blocks
+        blocks += -(-place.count // PACK_PER_BLOCK)
+    pack.entries = len(todo)
+    pack.exact = sum(not place.exact for place in places)
+    pack.exponential = sum(not place.exponential for place in places)
+    return pack, blocks
 
 
-def fill(todo: list[Entry], low: Tensor, exact: Tensor) -> None:
-    """As `pack.copy_entries`, in one launch where all parameters have one dtype."""
-    if not _one_launch(todo, low):
-        copy_entries(todo, low, exact)
+def fill(p: Parameters, layout: Plan, low: Tensor, exact: Tensor) -> None:
+    """As `pack.copy_parameters`, in one launch where all parameters have one dtype."""
+    sources = layout.sources(p)
+    dtype = sources[0].dtype
+    one_dtype = dtype in IO and all(t.dtype == dtype and t.is_contiguous() for t in sources)
+    if not one_dtype or len(sources) > ENTRIES:
+        copy_parameters(p, layout, low, exact)
         return
-    todo = sorted(todo, key=lambda e: (e.exact, e.exponential))
-    block = Pack()
-    block.exact = sum(not e.exact for e in todo)
-    block.exponential = sum(not e.exponential for e in todo)
-    sources, places, counts = block.source, block.to, block.count
-    starts = (low.data_ptr(), exact.data_ptr())
-    sizes = (low.element_size(), exact.element_size())
-    for i, e in enumerate(todo):
-        sources[i] = e.source.data_ptr()
-        places[i] = starts[e.exact] + sizes[e.exact] * e.offset
-        counts[i] = e.source.numel()
-    pack = _kernel("mixer_pack", "pack", low.device.index, SRC=IO[todo[0].source.dtype], IO=IO[low.dtype])
-    pack.launch((PACK_BLOCKS, len(todo), 1), (BLOCK, 1, 1), 0, None, (block,))
+    pack, blocks = _pack(tuple([t.data_ptr() for t in sources]), layout.places)
+    compiled = _kernel("mixer_pack", "pack", low.device.index, SRC=IO[dtype], IO=IO[low.dtype])
+    compiled.launch((blocks, 1, 1), (BLOCK, 1, 1), 0, None, (pack, low, exact))
 
 
 def _vector(channels: int, *tensors: Tensor) -> int:

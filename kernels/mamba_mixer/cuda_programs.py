@@ -8,11 +8,12 @@ import torch
 
 from ssmvision.kernels.cuda import ProgramSpec, register_program
 
-__all__ = ["ENTRIES", "IO", "Pack"]
+__all__ = ["ENTRIES", "IO", "PACK_PER_BLOCK", "Pack"]
 
 # Value of the macros IO and SRC.
 IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ENTRIES = 24
+PACK_PER_BLOCK = 2048
 PACKAGE = "ssmvision.kernels.mamba_mixer"
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
@@ -22,8 +23,10 @@ class Pack(ctypes.Structure):
 
     _fields_ = (
         ("source", POINTER * ENTRIES),
-        ("to", POINTER * ENTRIES),
+        ("offset", INT * ENTRIES),
         ("count", INT * ENTRIES),
+        ("block", INT * ENTRIES),
+        ("entries", INT),
         ("exact", INT),
         ("exponential", INT),
     )
@@ -34,7 +37,7 @@ register_program(
         "mixer_pack",
         PACKAGE,
         "csrc/pack.cu",
-        {"pack": (Pack,)},
+        {"pack": (Pack, POINTER, POINTER)},
         [{"SRC": 0, "IO": io} for io in IO.values()] + [{"SRC": io, "IO": io} for io in (1, 2)],
     )
 )

@@ -26,8 +26,10 @@ def _forward(
     p = Parameters.from_flat(parameters, len(names))
     with torch.autocast(tokens.device.type, enabled=False):
         tools = passes.toolbox(tokens.device, tokens.dtype, backend)
-        low, exact = pack.pack(p, tokens.dtype, tools.fill)
-        w = pack.view(p, tokens.dtype, low, exact)
+        layout = pack.layout_of(p, tokens.dtype)
+        low, exact = pack.buffers(p, tokens.dtype, layout)
+        tools.fill(p, layout, low, exact)
+        w = pack.view(p, layout, low, exact)
         out, kept = passes.forward(tools, tokens.contiguous(), w, names, merge, keep)
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
@@ -46,7 +48,7 @@ def _forward_fake(
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
     xz = tokens.new_empty(batch, length, 2 * s.inner)
-    x_dbl = tokens.new_empty(s.routes, batch * length, s.rank + 2 * s.state)
+    x_dbl = tokens.new_empty(s.routes, batch, length, s.rank + 2 * s.state)
     y, states = _scan_fake(tokens, p, names, merge, keep == "states", backend)
     if keep in ("nothing", "tokens"):
         xz, x_dbl = tokens.new_empty(0), tokens.new_empty(0)
@@ -84,7 +86,7 @@ def _gradients(
     p = Parameters.from_flat(parameters, len(names))
     with torch.autocast(tokens.device.type, enabled=False):
         tools = passes.toolbox(tokens.device, tokens.dtype, backend)
-        w = pack.view(p, tokens.dtype, low, exact)
+        w = pack.view(p, pack.layout_of(p, tokens.dtype), low, exact)
         dtokens, grads = passes.backward(
             tools, dout.contiguous(), tokens.contiguous(), p, w, passes.Kept(*kept), names, merge
         )

@@ -8,7 +8,6 @@ run at every call: packed weights that outlive a call would miss changes made th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ssmvision.kernels.mamba_mixer.args import Parameters, Sizes, Weights, sizes_of
 
-__all__ = ["Buffers", "Entry", "Plan", "buffers", "copy_entries", "entries", "lay_out", "pack", "view"]
+__all__ = ["Buffers", "Place", "Plan", "buffers", "copy_parameters", "lay_out", "layout_of", "view"]
 
 ALIGNMENT = 16  # elements, so that every part starts at a multiple of 32 bytes
 # Parameters that need no stacking: taken as they are where they have the compute dtype already.
@@ -34,25 +33,52 @@ class Slot(NamedTuple):
     exact: bool
 
 
-class Plan(NamedTuple):
-    """Layout of both buffers, and the elements of each."""
+class Place(NamedTuple):
+    """Where one parameter goes: into the exact buffer or the low one, from an element on; A_log becomes -exp(A_log)."""
 
-    slots: tuple[Slot, ...]
-    low: int
-    exact: int
-
-
-class Entry(NamedTuple):
-    """One parameter's way: into the exact buffer or the low one, from an element on; A_log becomes -exp(A_log)."""
-
-    source: Tensor
     exact: bool
     offset: int
+    count: int
     exponential: bool
 
 
+class Plan(NamedTuple):
+    """Layout of both buffers: their parts, the place of every parameter, and the elements of each."""
+
+    slots: tuple[Slot, ...]
+    places: tuple[Place, ...]
+    low: int
+    exact: int
+
+    def sources(self, p: Parameters) -> list[Tensor]:
+        """The parameters, in the order of `places`."""
+        found: list[Tensor] = []
+        for slot in self.slots:
+            value = p.A_log if slot.field == "A" else getattr(p, slot.field)
+            found += value if isinstance(value, tuple) else (value,)
+        return found
+
+
 Buffers = tuple[Tensor, Tensor]
-Fill = Callable[[list[Entry], Tensor, Tensor], None]
+
+
+def _shapes(s: Sizes, cast: bool) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Fields of the low and of the exact buffer."""
+    low: dict[str, tuple[int, ...]] = {}
+    if cast:
+        low = {"in_weight": (2 * s.inner, s.dim), "out_weight": (s.dim, s.inner)}
+        low |= {"in_bias": (2 * s.inner,), "out_bias": (s.dim,)} if s.bias else {}
+    low |= {"x_weight": (s.routes, s.rank + 2 * s.state, s.inner), "dt_weight": (s.routes, s.inner, s.rank)}
+    per_channel = (s.routes, s.inner)
+    exact = {"conv_weight": (*per_channel, s.taps), "A": (*per_channel, s.state), "dt_bias": per_channel}
+    return low, exact | {"D": per_channel} | ({"conv_bias": per_channel} if s.conv_bias else {})
+
+
+def _places(slot: Slot) -> list[Place]:
+    if slot.field in ENDS:
+        return [Place(slot.exact, slot.offset, math.prod(slot.shape), False)]
+    step = slot.strides[0]
+    return [Place(slot.exact, slot.offset + k * step, step, slot.field == "A") for k in range(slot.shape[0])]
 
 
 def lay_out(s: Sizes, cast: bool) -> Plan:
@@ -62,51 +88,25 @@ def lay_out(s: Sizes, cast: bool) -> Plan:
         s: of the mixer.
         cast: the projections' parameters have another dtype than the compute dtype.
     """
-    low: dict[str, tuple[int, ...]] = {"in_weight": (2 * s.inner, s.dim), "out_weight": (s.dim, s.inner)}
-    if s.bias:
-        low |= {"in_bias": (2 * s.inner,), "out_bias": (s.dim,)}
-    if not cast:
-        low = {}
-    low |= {"x_weight": (s.routes, s.rank + 2 * s.state, s.inner), "dt_weight": (s.routes, s.inner, s.rank)}
-    per_channel = (s.routes, s.inner)
-    exact = {"conv_weight": (*per_channel, s.taps), "A": (*per_channel, s.state), "dt_bias": per_channel}
-    exact |= {"D": per_channel} | ({"conv_bias": per_channel} if s.conv_bias else {})
-    slots, ends = [], []
-    for parts, is_exact in ((low, False), (exact, True)):
+    slots: list[Slot] = []
+    ends = []
+    for fields, exact in zip(_shapes(s, cast), (False, True), strict=True):
         offset = 0
-        for field, shape in parts.items():
+        for field, shape in fields.items():
             strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-            slots.append(Slot(field, shape, strides, offset, is_exact))
+            slots.append(Slot(field, shape, strides, offset, exact))
             offset += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
         ends.append(offset)
-    return Plan(tuple(slots), *ends)
+    places = [place for slot in slots for place in _places(slot)]
+    return Plan(tuple(slots), tuple(places), *ends)
 
 
 _kept_layout = lru_cache(maxsize=256)(lay_out)
 
 
-def _layout_of(p: Parameters, dtype: torch.dtype) -> Plan:
+def layout_of(p: Parameters, dtype: torch.dtype) -> Plan:
+    """The layout for a mixer and a compute dtype."""
     return _kept_layout(sizes_of(p), p.in_weight.dtype != dtype)
-
-
-def entries(p: Parameters, layout: Plan) -> Iterator[Entry]:
-    """Every parameter that has to be moved, and its place."""
-    for slot in layout.slots:
-        if slot.field in ENDS:
-            yield Entry(getattr(p, slot.field), slot.exact, slot.offset, False)
-            continue
-        is_a = slot.field == "A"
-        for k, source in enumerate(getattr(p, "A_log" if is_a else slot.field)):
-            yield Entry(source, slot.exact, slot.offset + k * slot.strides[0], is_a)
-
-
-def copy_entries(todo: list[Entry], low: Tensor, exact: Tensor) -> None:
-    """Fill the buffers, on any device and from any dtypes."""
-    for entry in todo:
-        place = (exact if entry.exact else low)[entry.offset : entry.offset + entry.source.numel()]
-        place.copy_(entry.source.reshape(-1))
-        if entry.exponential:
-            place.exp_().neg_()
 
 
 def buffers(p: Parameters, dtype: torch.dtype, layout: Plan) -> Buffers:
@@ -115,18 +115,19 @@ def buffers(p: Parameters, dtype: torch.dtype, layout: Plan) -> Buffers:
     return p.in_weight.new_empty(layout.low, dtype=dtype), p.in_weight.new_empty(layout.exact, dtype=exact)
 
 
-def pack(p: Parameters, dtype: torch.dtype, fill: Fill) -> Buffers:
-    """Stack and cast: the projections to `dtype`, the rest to at least float32."""
-    layout = _layout_of(p, dtype)
-    low, exact = buffers(p, dtype, layout)
-    fill(list(entries(p, layout)), low, exact)
-    return low, exact
+def copy_parameters(p: Parameters, layout: Plan, low: Tensor, exact: Tensor) -> None:
+    """Fill the buffers, on any device and from any dtypes."""
+    for source, place in zip(layout.sources(p), layout.places, strict=True):
+        part = (exact if place.exact else low)[place.offset : place.offset + place.count]
+        part.copy_(source.reshape(-1))
+        if place.exponential:
+            part.exp_().neg_()
 
 
-def view(p: Parameters, dtype: torch.dtype, low: Tensor, exact: Tensor) -> Weights:
+def view(p: Parameters, layout: Plan, low: Tensor, exact: Tensor) -> Weights:
     """The weights in the buffers."""
     found: dict[str, Tensor | None] = {name: getattr(p, name) for name in ENDS}
     found["conv_bias"] = None
-    for slot in _layout_of(p, dtype).slots:
+    for slot in layout.slots:
         found[slot.field] = (exact if slot.exact else low).as_strided(slot.shape, slot.strides, slot.offset)
     return Weights(**found)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ GEMM serves all directions; the scan and the convolution take them as (B, K, L, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import reference as conv_reference
 from ssmvision.kernels.mamba_mixer import pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights
+from ssmvision.kernels.mamba_mixer.gemm import add_times_each, outer, outer_each, times_each
 from ssmvision.kernels.selective_scan.args import ScanArgs
 
 __all__ = ["KEEP", "Kept", "Toolbox", "backward", "forward", "toolbox"]
@@ -30,14 +32,18 @@ class Toolbox(NamedTuple):
     scan: registry.Backend
     conv: Any
     gate_backward: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    fill: pack.Fill
+    fill: Callable[[Parameters, pack.Plan, Tensor, Tensor], None]
 
 
 def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
     """CUDA kernels throughout where the scan's chosen backend is "cuda", plain PyTorch around any other."""
-    scan = registry.choose("selective_scan", registry.Request(str(device), dtype), backend)
+    return _toolbox(registry.choose("selective_scan", registry.Request(str(device), dtype), backend))
+
+
+@lru_cache(maxsize=16)
+def _toolbox(scan: registry.Backend) -> Toolbox:
     if scan.name != "cuda":
-        return Toolbox(scan, conv_reference, reference.gate_backward, pack.copy_entries)
+        return Toolbox(scan, conv_reference, reference.gate_backward, pack.copy_parameters)
     from ssmvision.kernels.causal_conv import cuda as conv_cuda
     from ssmvision.kernels.mamba_mixer import cuda
 
@@ -45,7 +51,7 @@ def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
 
 
 class Kept(NamedTuple):
-    """Of a forward: xz (B, L, 2E), x_dbl (K, T, R + 2N) for T = B L, y before the gate (B, L, E), the scan's states.
+    """Of a forward: xz (B, L, 2E), x_dbl (K, B, L, R + 2N), y before the gate (B, L, E), the scan's states.
 
     The members that were not kept are empty.
     """
@@ -61,36 +67,36 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
-def _rows(t: Tensor) -> Tensor:
-    """(B, K, L, C), of whatever strides, as (K, B L, C)."""
-    return t.transpose(0, 1).flatten(1, 2)
-
-
 class _Direction(NamedTuple):
-    """What enters the scan: u and delta (B, K, L, E) and x_dbl (K, T, R + 2N)."""
+    """What enters the scan: u and delta (B, K, L, E), and x_dbl (B, K, L, R + 2N)."""
 
     u: Tensor
     delta: Tensor
     x_dbl: Tensor
 
 
-def _scan_inputs(tools: Toolbox, w: Weights, x: Tensor, routes: tuple[str, ...], x_dbl: Tensor | None) -> _Direction:
-    batch, length, inner = x.shape
-    rank = w.dt_weight.shape[-1]
-    u = x.new_empty(len(routes), batch, length, inner)
-    tools.conv.forward(x, w.conv_weight, w.conv_bias, routes, True, out=u.transpose(0, 1))
-    if x_dbl is None:
-        x_dbl = torch.bmm(u.flatten(1, 2), w.x_weight.transpose(1, 2))
-    delta = torch.bmm(x_dbl[..., :rank], w.dt_weight.transpose(1, 2)).view(u.shape)
-    return _Direction(u.transpose(0, 1), delta.transpose(0, 1), x_dbl)
+def _new(like: Tensor, routes: int, width: int) -> Tensor:
+    """(B, K, L, width) with the directions in front in memory, for a `like` of (B, L, any)."""
+    return like.new_empty(routes, *like.shape[:2], width).transpose(0, 1)
+
+
+def _scan_inputs(tools: Toolbox, w: Weights, x: Tensor, routes: tuple[str, ...], kept: Tensor | None) -> _Direction:
+    count, inner, rank = w.dt_weight.shape
+    u, delta = _new(x, count, inner), _new(x, count, inner)
+    tools.conv.forward(x, w.conv_weight, w.conv_bias, routes, True, out=u)
+    if kept is None:
+        x_dbl = _new(x, count, w.x_weight.shape[1])
+        times_each(u, w.x_weight.transpose(1, 2), x_dbl)
+    else:
+        x_dbl = kept.transpose(0, 1)
+    times_each(x_dbl[..., :rank], w.dt_weight.transpose(1, 2), delta)
+    return _Direction(u, delta, x_dbl)
 
 
 def _scan_args(w: Weights, d: _Direction, z: Tensor | None, routes: tuple[str, ...], merge: str) -> ScanArgs:
-    batch, _, length, _ = d.u.shape
     rank, state = w.dt_weight.shape[-1], w.A.shape[-1]
-    grouped = d.x_dbl.unflatten(1, (batch, length)).transpose(0, 1)
-    b, c = grouped[..., rank : rank + state], grouped[..., rank + state :]
-    return ScanArgs(d.u, d.delta, w.A, b, c, w.D, z, w.dt_bias, True, routes, (length,), merge)
+    _, b, c = d.x_dbl.split((rank, state, state), dim=-1)
+    return ScanArgs(d.u, d.delta, w.A, b, c, w.D, z, w.dt_bias, True, routes, (d.u.shape[2],), merge)
 
 
 def forward(
@@ -120,7 +126,7 @@ def forward(
         y = tokens.new_empty(0)
     if keep in ("nothing", "tokens"):
         return result, Kept(tokens.new_empty(0), tokens.new_empty(0), y, states)
-    return result, Kept(xz, d.x_dbl, y, states)
+    return result, Kept(xz, d.x_dbl.transpose(0, 1), y, states)
 
 
 class _Recomputed(NamedTuple):
@@ -145,30 +151,18 @@ def _recompute(
     return _Recomputed(xz, d, y, states)
 
 
-def _outer(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a^T b in a weight's dtype: (T, m) and (T, n) -> (m, n)."""
-    if a.is_cuda and a.dtype != dtype == torch.float32:
-        return torch.mm(a.t(), b, out_dtype=dtype)
-    return torch.mm(a.t(), b).to(dtype)
-
-
-def _outer_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`_outer` for every direction: (K, T, m) and (K, T, n) -> (K, m, n)."""
-    return torch.stack([_outer(a_k, b_k, dtype) for a_k, b_k in zip(a.unbind(0), b.unbind(0), strict=True)])
-
-
 def _scan_backward(
     tools: Toolbox, w: Weights, r: _Recomputed, dy: Tensor, routes: tuple[str, ...], merge: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u and x_dbl through the scan, and of dt_weight's delta rows, A, D and dt_bias."""
-    rank, state = w.dt_weight.shape[-1], w.A.shape[-1]
+) -> tuple[Tensor, ...]:
+    """Gradients of u, delta and x_dbl, in their shapes, and of A, D and dt_bias."""
     args = _scan_args(w, r.direction, None, routes, merge)
     du, ddelta, dA, dB, dC, dD, _, dbias = tools.scan.backward(args, r.states, None, dy, None)
-    ddelta = _rows(ddelta)
-    dx_dbl = torch.empty_like(r.direction.x_dbl)
-    torch.bmm(ddelta, w.dt_weight, out=dx_dbl[..., :rank])
-    dx_dbl[..., rank : rank + state].copy_(_rows(dB))
-    dx_dbl[..., rank + state :].copy_(_rows(dC))
+    count, _, rank = w.dt_weight.shape
+    dx_dbl = _new(dy, count, r.direction.x_dbl.shape[-1])
+    low, b, c = dx_dbl.split((rank, dB.shape[-1], dC.shape[-1]), dim=-1)
+    times_each(ddelta, w.dt_weight, low)
+    b.copy_(dB)
+    c.copy_(dC)
     return du, ddelta, dx_dbl, dA, dD, dbias
 
 
@@ -196,20 +190,20 @@ def backward(
     dxz = torch.empty_like(r.xz)
     flat_dxz, z = dxz.view(-1, 2 * inner), r.xz.view(-1, 2 * inner)[:, inner:]
     dy, gated = tools.gate_backward(torch.mm(grad, w.out_weight), z, r.y.view(-1, inner), flat_dxz[:, inner:])
-    dout_weight = _outer(grad, gated, p.out_weight.dtype)
+    dout_weight = outer(grad, gated, p.out_weight.dtype)
     del gated
     du, ddelta, dx_dbl, dA, dD, ddt_bias = _scan_backward(tools, w, r, dy.view(r.y.shape), routes, merge)
 
     d = r.direction
-    ddt_weight = _outer_each(ddelta, d.x_dbl[..., : w.dt_weight.shape[-1]], p.dt_weight[0].dtype)
+    ddt_weight = outer_each(ddelta, d.x_dbl[..., : w.dt_weight.shape[-1]], p.dt_weight[0].dtype)
     del ddelta, dy
-    dx_weight = _outer_each(dx_dbl, _rows(d.u), p.x_weight[0].dtype)
-    du = _rows(du).baddbmm_(dx_dbl, w.x_weight).view(len(routes), *tokens.shape[:2], inner).transpose(0, 1)
+    dx_weight = outer_each(dx_dbl, d.u, p.x_weight[0].dtype)
+    add_times_each(du, dx_dbl, w.x_weight)
     _, dconv_weight, dconv_bias = tools.conv.backward(
         r.xz[..., :inner], w.conv_weight, w.conv_bias, routes, True, du, dx=dxz[..., :inner]
     )
     grads = Weights(
-        in_weight=_outer(flat_dxz, flat, p.in_weight.dtype),
+        in_weight=outer(flat_dxz, flat, p.in_weight.dtype),
         in_bias=None if p.in_bias is None else flat_dxz.sum(0, dtype=p.in_bias.dtype),
         out_weight=dout_weight,
         out_bias=None if p.out_bias is None else grad.sum(0, dtype=p.out_bias.dtype),

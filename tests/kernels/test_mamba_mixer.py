@@ -16,7 +16,7 @@ from ssmvision.kernels.cuda.compiler import compile_cubin
 from ssmvision.kernels.mamba_mixer import cuda_programs, mamba_mixer
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.mamba_mixer.op import mixer as mixer_op
-from ssmvision.kernels.mamba_mixer.pack import copy_entries, lay_out, pack, view
+from ssmvision.kernels.mamba_mixer.pack import buffers, copy_parameters, lay_out, layout_of, view
 from ssmvision.layers.mamba import MambaMixer
 from tests.kernels.mixers import error, pair, results, tokens
 
@@ -154,7 +154,10 @@ def test_parameters_survive_the_list(bias: bool, conv_bias: bool, bidirectional:
 def test_packed_weights_are_the_parameters(dtype: torch.dtype) -> None:
     mixer = MambaMixer(6, d_state=4, bidirectional=True, bias=True)
     p = parameters(mixer)
-    w = view(p, dtype, *pack(p, dtype, copy_entries))
+    layout = layout_of(p, dtype)
+    filled = buffers(p, dtype, layout)
+    copy_parameters(p, layout, *filled)
+    w = view(p, layout, *filled)
     for name, value in p._asdict().items():
         got = getattr(w, "A" if name == "A_log" else name)
         want = torch.stack(value) if isinstance(value, tuple) else value
@@ -283,3 +286,4 @@ def test_parameter_block_has_the_fields_of_the_source() -> None:
     declared = re.findall(r"(\w+)(?:\[ENTRIES\])?[,;]", match[1])
     assert declared == [name for name, _ in cuda_programs.Pack._fields_]
     assert f"constexpr int ENTRIES = {cuda_programs.ENTRIES};" in text
+    assert f"constexpr int PER_BLOCK = {cuda_programs.PACK_PER_BLOCK};" in text
