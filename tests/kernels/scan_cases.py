@@ -66,11 +66,23 @@ def _grid(rng: random.Random, most: int) -> tuple[int, ...]:
             return grid
 
 
+def _routes(rng: random.Random, dims: int) -> tuple[str, ...]:
+    """Any, or each with its reverse, which backends may walk together."""
+    names = route_names(dims)
+    if rng.random() < 0.5:
+        return tuple(rng.choices(names, k=rng.randint(1, 6)))
+    whole = [name for name in names if name != "backward" and not name.startswith("skip") and "reverse" not in name]
+    picked = rng.sample(whole, k=min(rng.randint(1, 3), len(whole)))
+    pairs = [*picked, *("backward" if name == "forward" else f"{name}_reverse" for name in picked)]
+    rng.shuffle(pairs)
+    return tuple(pairs)
+
+
 def draw(seed: int, most_positions: int = 700, most_channels: int = 130, most_states: int = 256) -> ScanCase:
     """The case of a seed."""
     rng = random.Random(seed)
     grid = _grid(rng, most_positions)
-    routes = tuple(rng.choices(route_names(len(grid)), k=rng.randint(1, 6)))
+    routes = _routes(rng, len(grid))
     merge = rng.choice(("sum", "mean", "none"))
     values = rng.choice(("mild", *VALUES))
     dtype = rng.choice(DTYPES)
