@@ -21,6 +21,9 @@ from tests.kernels.scan_cases import ScanCase, draw, tensors
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2.5e-4}
 # The result before the gate is kept for the backward in the activations' dtype; its rounding is the gate gradient's.
 GATE_BOUND = {torch.float32: 1e-5, torch.bfloat16: 6e-3, torch.float16: 7.5e-4}
+# What a half-precision call returns in float32 (last states, gradients of parameters): its step sizes, whose inputs are
+# rounded to 2e-3 or 2e-4, need not have float32's last digits.
+IN_HALF_CALLS = 1e-4
 # In a handful of elements, one that falls on the other side of a rounding border is all of the error.
 FEW, ONE_STEP = 64, {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 GPU_BLOCK = 10
@@ -68,6 +71,8 @@ def errors(case: ScanCase, got: dict[str, Tensor], true: dict[str, Tensor]) -> l
             continue
         bounds = GATE_BOUND if name == "z" else BOUND
         bound = max(bounds[value.dtype], ONE_STEP[value.dtype] if value.numel() <= FEW else 0)
+        if value.dtype is torch.float32 is not case.dtype:
+            bound = IN_HALF_CALLS
         away, size = distance(value, true[name])
         if not away <= bound * size + 1e-30:
             wrong.append(f"{name} {tuple(value.shape)} {value.dtype}: {away / max(size, 1e-300):.2e} > {bound:.1e}")
