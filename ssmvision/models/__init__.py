@@ -4,7 +4,19 @@
 # (tests/packaging/test_timm_hook.py).
 import timm  # noqa: F401
 
+from ssmvision.models import s4nd_models  # noqa: F401  (registers)
+from ssmvision.models.s4nd_convnext import S4NDConvNeXt
+from ssmvision.models.s4nd_vit import S4NDVisionTransformer
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
+from ssmvision.models.useg_s4nd import USegS4NDBot, USegS4NDEnc
 from ssmvision.models.vim import VisionMamba
 
-__all__ = ["UMambaBot", "UMambaEnc", "VisionMamba"]
+__all__ = [
+    "S4NDConvNeXt",
+    "S4NDVisionTransformer",
+    "UMambaBot",
+    "UMambaEnc",
+    "USegS4NDBot",
+    "USegS4NDEnc",
+    "VisionMamba",
+]

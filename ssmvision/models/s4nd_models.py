@@ -49,7 +49,7 @@ default_cfgs = generate_default_cfgs(
         "s4nd_convnext_tiny.untrained": _cfg("stem.0", "head.fc"),
         "s4nd_convnext_tiny_stem.untrained": _cfg(None, "head.fc"),
         "s4nd_convnext_tiny_full.untrained": _cfg(None, "head.fc"),
-        "s4nd_convnext_micro.untrained": _cfg(None, "head.fc", input_size=(3, 128, 128), num_classes=40),
+        "s4nd_convnext_micro.untrained": _cfg(None, "head.fc", input_size=(3, 128, 128)),
         "s4nd_vit_base.untrained": _cfg("patch_embed.proj", "head", crop_pct=0.9, fixed_input_size=True),
     }
 )
@@ -94,7 +94,7 @@ def s4nd_convnext_tiny_full(pretrained: bool = False, **kwargs: Any) -> S4NDConv
 
 @register_model
 def s4nd_convnext_micro(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
-    """The network of the CelebA experiments (128 x 128, 40 attributes), S4ND everywhere; 9,644,209 parameters."""
+    """The network of the CelebA experiments, S4ND everywhere; 9,644,209 parameters with their 40 classes."""
     return _convnext("s4nd_convnext_micro", pretrained, kwargs, **{"img_size": 128} | MICRO | RELEASED)
 
 
