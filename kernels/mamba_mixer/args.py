@@ -9,8 +9,7 @@ from torch import Tensor
 
 __all__ = ["Parameters", "Sizes", "Weights", "sizes_of"]
 
-# Fields of `Parameters` with one tensor a direction, in the operator's order.
-PER_ROUTE = ("conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "A_log", "D")
+PER_ROUTE = 7  # fields of `Parameters` with one tensor a direction
 
 
 class Parameters(NamedTuple):
@@ -33,18 +32,22 @@ class Parameters(NamedTuple):
     D: tuple[Tensor, ...]
 
     def flat(self) -> list[Tensor]:
-        """All tensors: those of the projections first, then field by field."""
-        ends = [t for t in (self.in_weight, self.in_bias, self.out_weight, self.out_bias) if t is not None]
-        return ends + [t for name in PER_ROUTE for t in getattr(self, name)]
+        """All tensors, field by field."""
+        found: list[Tensor] = []
+        for value in self:
+            if isinstance(value, tuple):
+                found += value
+            elif value is not None:
+                found.append(value)
+        return found
 
     @classmethod
     def from_flat(cls, flat: Sequence[Tensor], routes: int) -> Parameters:
         """The inverse of `flat`; what is there follows from the number of tensors and their axes."""
         bias = flat[1].dim() == 1
         ends = 4 if bias else 2
-        fields = (len(flat) - ends) // routes
         groups = [tuple(flat[i : i + routes]) for i in range(ends, len(flat), routes)]
-        if fields < len(PER_ROUTE):
+        if len(groups) < PER_ROUTE:
             groups.insert(1, ())
         if bias:
             return cls(flat[0], flat[1], flat[2], flat[3], *groups)

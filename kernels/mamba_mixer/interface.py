@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.mamba_mixer.args import Parameters
-from ssmvision.kernels.mamba_mixer.op import mixer
+from ssmvision.kernels.mamba_mixer.op import run
 
 __all__ = ["MAX_TAPS", "Recompute", "compute_dtype", "mamba_mixer", "run_mixer"]
 
@@ -92,11 +92,9 @@ def run_mixer(
     tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, recompute: Recompute, backend: str
 ) -> Tensor:
     """`mamba_mixer` without its checks, for callers whose parameters fit by construction."""
-    tokens, flat = tokens.to(compute_dtype(tokens)), p.flat()
-    needs_grad = torch.is_grad_enabled() and (tokens.requires_grad or any(t.requires_grad for t in flat))
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, *p.flat()))
     keep = KEEP[recompute] if needs_grad else "nothing"
-    out: Tensor = mixer(tokens, flat, ",".join(routes), merge, keep, backend)[0]
-    return out
+    return run(tokens.to(compute_dtype(tokens)), p, routes, merge, keep, backend)
 
 
 def _check(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str) -> None:

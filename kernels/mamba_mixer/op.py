@@ -5,7 +5,8 @@ All parameters travel as one list, in the order of `Parameters.flat`; routes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from ssmvision.kernels.mamba_mixer import pack, passes
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.selective_scan.op import scan
 
-__all__ = ["mixer", "mixer_backward"]
+__all__ = ["mixer", "mixer_backward", "run"]
+
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _forward(
@@ -23,17 +27,32 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return out (B, L, D), the fields of `Kept`, and the packed parameters; empty where `keep` leaves them out."""
     names = tuple(routes.split(","))
-    p = Parameters.from_flat(parameters, len(names))
-    with torch.autocast(tokens.device.type, enabled=False):
-        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
-        layout = pack.layout_of(p, tokens.dtype)
+    return _run(tokens, Parameters.from_flat(parameters, len(names)), names, merge, keep, backend)
+
+
+def _run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep: str, backend: str) -> Outputs:
+    tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+    layout = pack.layout_of(p, tokens.dtype)
+    with _autocast_off(tokens.device.type):
         low, exact = pack.buffers(p, tokens.dtype, layout)
         tools.fill(p, layout, low, exact)
-        w = pack.view(p, layout, low, exact)
-        out, kept = passes.forward(tools, tokens.contiguous(), w, names, merge, keep)
+        out, kept = passes.forward(tools, tokens.contiguous(), pack.view(p, layout, low, exact), routes, merge, keep)
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
     return out, *kept, low, exact
+
+
+@contextmanager
+def _autocast_off(device: str) -> Iterator[None]:
+    """As `torch.autocast(device, enabled=False)`, for a fraction of the time."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, True)
 
 
 def _forward_fake(
@@ -84,13 +103,27 @@ def _gradients(
     """Gradients of the tokens and of the fields of `Weights`, stacked; of an absent one, an empty tensor."""
     names = tuple(routes.split(","))
     p = Parameters.from_flat(parameters, len(names))
-    with torch.autocast(tokens.device.type, enabled=False):
-        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
-        w = pack.view(p, pack.layout_of(p, tokens.dtype), low, exact)
-        dtokens, grads = passes.backward(
-            tools, dout.contiguous(), tokens.contiguous(), p, w, passes.Kept(*kept), names, merge
-        )
-    return (dtokens, *(tokens.new_empty(0) if g is None else g.contiguous() for g in grads))  # type: ignore[return-value]
+    found = _run_backward(dout, tokens, p, passes.Kept(*kept), low, exact, names, merge, backend)
+    grads = (tokens.new_empty(0) if g is None else g.contiguous() for g in found)
+    return tuple(grads)  # type: ignore[return-value]
+
+
+def _run_backward(
+    dout: Tensor,
+    tokens: Tensor,
+    p: Parameters,
+    kept: passes.Kept,
+    low: Tensor,
+    exact: Tensor,
+    routes: tuple[str, ...],
+    merge: str,
+    backend: str,
+) -> tuple[Tensor | None, ...]:
+    tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+    w = pack.view(p, pack.layout_of(p, tokens.dtype), low, exact)
+    with _autocast_off(tokens.device.type):
+        dtokens, grads = passes.backward(tools, dout.contiguous(), tokens.contiguous(), p, w, kept, routes, merge)
+    return dtokens, *grads
 
 
 def _gradients_fake(dout: Tensor, tokens: Tensor, parameters: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
@@ -119,15 +152,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _spread(grads: Sequence[Tensor], p: Parameters) -> list[Tensor]:
+def _spread(grads: Sequence[Tensor | None], p: Parameters) -> list[Tensor]:
     """Gradients of the parameters as they were given, in the order of the operator's list."""
-    found: list[Any] = []
+    found: list[Tensor] = []
     for grad, value in zip(grads, p, strict=True):
-        if isinstance(value, tuple):  # of no tensors, its gradient has no rows
-            found.append(tuple(g.view(t.shape) for g, t in zip(grad.unbind(0), value, strict=True)))
+        if grad is None or value is None:
+            continue
+        if isinstance(value, tuple):  # without tensors, its gradient has no rows
+            found += [g.view(t.shape) for g, t in zip(grad.unbind(0), value, strict=True)]
         else:
-            found.append(None if value is None else grad)
-    return Parameters(*found).flat()
+            found.append(grad)
+    return found
 
 
 def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -138,6 +173,57 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
     dtokens, *grads = mixer_backward(dout, tokens, parameters, kept, *packed, ctx.routes, ctx.merge, ctx.backend)
     p = Parameters.from_flat(parameters, len(ctx.routes.split(",")))
     return (dtokens, _spread(grads, p), None, None, None, None)
+
+
+class _EagerMixer(torch.autograd.Function):
+    """The operator's rule without the dispatcher, whose handling of lists takes as long as the mixer's own launches."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, routes: tuple[str, ...], merge: str, keep: str, backend: str, tokens: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        p = Parameters.from_flat(parameters, len(routes))
+        out, *kept = _run(tokens, p, routes, merge, keep, backend)
+        ctx.settings = routes, merge, backend
+        ctx.save_for_backward(tokens, *kept, *parameters)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, xz, x_dbl, y, states, low, exact, *parameters = ctx.saved_tensors
+        routes, merge, backend = ctx.settings
+        p, kept = Parameters.from_flat(parameters, len(routes)), passes.Kept(xz, x_dbl, y, states)
+        if torch.is_grad_enabled():  # create_graph=True: the operator's gradients refuse to be differentiated
+            names = ",".join(routes)
+            dtokens, *grads = mixer_backward(dout, tokens, parameters, list(kept), low, exact, names, merge, backend)
+        else:
+            dtokens, *grads = _run_backward(dout, tokens, p, kept, low, exact, routes, merge, backend)
+        return (None, None, None, None, dtokens, *_spread(grads, p))
+
+
+def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep: str, backend: str) -> Tensor:
+    """The mixer, by the operator wherever something traces or transforms the call, else by the shortest way.
+
+    Args:
+        tokens: (B, L, D) in the compute dtype.
+        p: the parameters.
+        routes, merge, backend: see `mamba_mixer`.
+        keep: one of `passes.KEEP`; "nothing" where no gradient is asked for.
+    """
+    if not _is_eager(tokens):
+        out: Tensor = mixer(tokens, p.flat(), ",".join(routes), merge, keep, backend)[0]
+        return out
+    if keep == "nothing":
+        return _run(tokens, p, routes, merge, keep, backend)[0]
+    out = _EagerMixer.apply(routes, merge, keep, backend, tokens, *p.flat())  # type: ignore[no-untyped-call]
+    return out
+
+
+def _is_eager(tokens: Tensor) -> bool:
+    """Whether nothing looks on: no compiler, dispatch mode, functorch transform or subclass of a tensor."""
+    if torch.compiler.is_compiling() or type(tokens) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 
 def _no_second_order(ctx: Any, *grads: Any) -> Any:

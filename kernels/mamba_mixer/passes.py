@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels import registry
@@ -62,11 +63,6 @@ class Kept(NamedTuple):
     states: Tensor
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(T, in) and (out, in) -> (T, out)."""
-    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
-
-
 class _Direction(NamedTuple):
     """What enters the scan: u and delta (B, K, L, E), and x_dbl (B, K, L, R + 2N)."""
 
@@ -77,7 +73,9 @@ class _Direction(NamedTuple):
 
 def _new(like: Tensor, routes: int, width: int) -> Tensor:
     """(B, K, L, width) with the directions in front in memory, for a `like` of (B, L, any)."""
-    return like.new_empty(routes, *like.shape[:2], width).transpose(0, 1)
+    batch, length, _ = like.shape
+    row = length * width
+    return like.new_empty_strided((batch, routes, length, width), (row, batch * row, width, 1))
 
 
 def _scan_inputs(tools: Toolbox, w: Weights, x: Tensor, routes: tuple[str, ...], kept: Tensor | None) -> _Direction:
@@ -116,12 +114,12 @@ def forward(
         (B, L, D), and what is kept.
     """
     inner = w.A.shape[1]
-    xz = _linear(tokens.flatten(0, 1), w.in_weight, w.in_bias).view(*tokens.shape[:2], 2 * inner)
+    xz = F.linear(tokens, w.in_weight, w.in_bias)
     x, z = xz.split(inner, dim=-1)
     d = _scan_inputs(tools, w, x, routes, None)
     args = _scan_args(w, d, z, routes, merge)
     out, _, states, y = tools.scan.forward(args, keep == "states")
-    result = _linear(out.reshape(-1, inner), w.out_weight, w.out_bias).view(tokens.shape)
+    result = F.linear(out, w.out_weight, w.out_bias)
     if y is None:
         y = tokens.new_empty(0)
     if keep in ("nothing", "tokens"):
@@ -141,9 +139,8 @@ def _recompute(
 ) -> _Recomputed:
     """Everything that the forward did not keep."""
     inner = w.A.shape[1]
-    shape = (*tokens.shape[:2], 2 * inner)
     is_kept = kept.xz.dim() == 3
-    xz = kept.xz if is_kept else _linear(tokens.flatten(0, 1), w.in_weight, w.in_bias).view(shape)
+    xz = kept.xz if is_kept else F.linear(tokens, w.in_weight, w.in_bias)
     d = _scan_inputs(tools, w, xz[..., :inner], routes, kept.x_dbl if is_kept else None)
     if kept.y.dim() == 3:
         return _Recomputed(xz, d, kept.y, kept.states)

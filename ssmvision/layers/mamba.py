@@ -24,6 +24,8 @@ __all__ = ["MambaMixer", "inverse_softplus_dt"]
 
 # Official parameter names carry the direction as a suffix, with the irregular A_b_log.
 SUFFIX = {"forward": "", "backward": "_b"}
+# What the operator's parameters may come from; subclasses may do anything.
+PLAIN = (nn.Linear, nn.Conv1d)
 
 
 def inverse_softplus_dt(
@@ -208,11 +210,10 @@ class MambaMixer(nn.Module):
         """Whether the operator does what the layers would: not where one has hooks or is another kind of layer."""
         if self.shared_directions or self.d_conv > MAX_TAPS:
             return False
-        kinds: dict[str, type[nn.Module]] = {"in_proj": nn.Linear, "out_proj": nn.Linear}
+        layers = [self.in_proj, self.out_proj]
         for suffix in map(self._suffix, self.routes):
-            kinds |= {f"conv1d{suffix}": nn.Conv1d, f"x_proj{suffix}": nn.Linear, f"dt_proj{suffix}": nn.Linear}
-        layers = ((getattr(self, name), kind) for name, kind in kinds.items())
-        return all(type(m) is kind and not (m._forward_hooks or m._forward_pre_hooks) for m, kind in layers)
+            layers += [getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj")]
+        return all(type(m) in PLAIN and not (m._forward_hooks or m._forward_pre_hooks) for m in layers)
 
     def _uses_operator(self, tokens: Tensor) -> bool:
         if self.fused is False or not self._is_plain():
@@ -224,18 +225,20 @@ class MambaMixer(nn.Module):
         convs, x_projs, dt_projs = (
             [getattr(self, f"{name}{suffix}") for suffix in suffixes] for name in ("conv1d", "x_proj", "dt_proj")
         )
+        in_proj, out_proj = self.in_proj, self.out_proj
+        biases = [conv.bias for conv in convs]
         return Parameters(
-            in_weight=self.in_proj.weight,
-            in_bias=self.in_proj.bias,
-            out_weight=self.out_proj.weight,
-            out_bias=self.out_proj.bias,
-            conv_weight=tuple(conv.weight for conv in convs),
-            conv_bias=tuple(conv.bias for conv in convs if conv.bias is not None),
-            x_weight=tuple(x_proj.weight for x_proj in x_projs),
-            dt_weight=tuple(dt_proj.weight for dt_proj in dt_projs),
-            dt_bias=tuple(dt_proj.bias for dt_proj in dt_projs),
-            A_log=tuple(getattr(self, f"A{SUFFIX[route]}_log") for route in self.routes),
-            D=tuple(getattr(self, f"D{suffix}") for suffix in suffixes),
+            in_proj.weight,
+            in_proj.bias,
+            out_proj.weight,
+            out_proj.bias,
+            conv_weight=tuple([conv.weight for conv in convs]),
+            conv_bias=() if biases[0] is None else tuple(biases),
+            x_weight=tuple([x_proj.weight for x_proj in x_projs]),
+            dt_weight=tuple([dt_proj.weight for dt_proj in dt_projs]),
+            dt_bias=tuple([dt_proj.bias for dt_proj in dt_projs]),
+            A_log=tuple([getattr(self, f"A{SUFFIX[route]}_log") for route in self.routes]),
+            D=tuple([getattr(self, f"D{suffix}") for suffix in suffixes]),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

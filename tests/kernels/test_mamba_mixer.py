@@ -124,11 +124,29 @@ def test_compiles_as_one_graph_with_gradients() -> None:
 
 
 def test_no_second_derivative() -> None:
+    """Neither of the operator nor of the short way to it."""
     fused, _ = pair(6, d_state=4)
     x = tokens(1, 5, 6)
-    (grad,) = torch.autograd.grad(fused(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        grad.sum().backward()
+    by_operator = mixer_op(x, parameters(fused).flat(), "forward", "mean", "states", "auto")[0]
+    for out in (fused(x), by_operator):
+        (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            grad.sum().backward()
+
+
+def test_operator_gives_what_the_short_way_gives() -> None:
+    fused, _ = pair(6, d_state=4, bidirectional=True, bias=True)
+    x, p = tokens(2, 9, 6), parameters(fused)
+    out = mixer_op(x, p.flat(), "forward,backward", "mean", "states", "auto")[0]
+    assert torch.equal(out, fused(x))
+    got, wanted = (torch.autograd.grad(y.square().sum(), [x, *p.flat()]) for y in (out, fused(x)))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_refuses_vmap() -> None:
+    fused, _ = pair(6, d_state=4)
+    with pytest.raises(NotImplementedError, match="no vmap rule; fold the mapped axis"):
+        torch.vmap(fused)(tokens(3, 1, 5, 6).detach())
 
 
 def test_keeping_nothing_has_no_gradient() -> None:
