@@ -1,0 +1,377 @@
+// Shared by the projected scan's kernels: dtypes, matrix products of a warp, the walk along a route, and the step size.
+// A warp owns 8 segments of S steps of a route and 16 channels of one image. Lane (g, t) = (lane / 4, lane % 4) walks
+// segment g for the channels 4 t .. 4 t + 3. A product of 16 rows (two tokens of each segment) by 8 columns leaves its
+// results in just these lanes, so step sizes, B and C come out of the tensor cores where they are used.
+// Defines: IO (0 float, 1 bfloat16, 2 half), R (rank of the step sizes), NS (states: 1, 2, 4), S (steps of a segment),
+// ONE_TURN (whether every route's inner stride lasts for at least S steps).
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#if IO == 0
+typedef float io_t;
+#elif IO == 1
+typedef __nv_bfloat16 io_t;
+#else
+typedef __half io_t;
+#endif
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr int TILE = 16;           // channels of a block
+constexpr int Q = R + 2 * NS;      // a token's projections: R of the step sizes, then B, then C
+constexpr int KB = (Q + 7) / 8;    // in blocks of 8, as matrix products take them
+constexpr int BC0 = R / 8;         // the block in which B begins
+constexpr int BCB = KB - BC0;
+constexpr int WORDS = IO == 0 ? 2 : 1;  // registers a lane holds of 8 projections of one token
+constexpr bool WIDE_WEIGHTS = KB > 2;   // kept in shared memory instead of registers
+constexpr int MAX_ROUTES = 8;
+
+// Step s is at position base + (s % n0) s0 + (s / n0) s1.
+struct Route {
+  int n0, s0, s1, base;
+  float inverse_n0;
+};
+
+// Grid order: x (B, L, E); proj (B, K, L, 8 KB) with the given strides, zero or finite beyond Q; W (K, E, R), A (K, E, NS), D, bias (K, E).
+struct Scan {
+  const io_t *x, *proj;
+  const float *W, *A, *D, *bias;
+  long long proj_b, proj_k;
+  int proj_l, L, batch, K, E, tiles, rounds;
+  unsigned rows_magic;
+  float scale;
+  Route routes[MAX_ROUTES];
+};
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+template <typename T> __device__ __forceinline__ T from_float(float v);
+template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
+template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
+
+// Four neighbouring channels as they are in memory.
+#if IO == 0
+typedef float4 quad_t;
+__device__ __forceinline__ float4 widen(quad_t v) { return v; }
+__device__ __forceinline__ quad_t narrow(float4 v) { return v; }
+#else
+typedef uint2 quad_t;
+#if IO == 1
+typedef __nv_bfloat162 pair_t;
+__device__ __forceinline__ float2 unpack(pair_t v) { return __bfloat1622float2(v); }
+__device__ __forceinline__ pair_t pack(float a, float b) { return __floats2bfloat162_rn(a, b); }
+#else
+typedef __half2 pair_t;
+__device__ __forceinline__ float2 unpack(pair_t v) { return __half22float2(v); }
+__device__ __forceinline__ pair_t pack(float a, float b) { return __floats2half2_rn(a, b); }
+#endif
+__device__ __forceinline__ unsigned bits(pair_t v) { return *reinterpret_cast<unsigned *>(&v); }
+#if IO == 1
+__device__ __forceinline__ float4 widen(quad_t v) {  // one instruction a channel, where the intrinsics take three a pair
+  return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+                     __uint_as_float(v.y & 0xffff0000u));
+}
+#else
+__device__ __forceinline__ float4 widen(quad_t v) {
+  const float2 a = unpack(*reinterpret_cast<pair_t *>(&v.x)), b = unpack(*reinterpret_cast<pair_t *>(&v.y));
+  return make_float4(a.x, a.y, b.x, b.y);
+}
+#endif
+__device__ __forceinline__ quad_t narrow(float4 v) { return make_uint2(bits(pack(v.x, v.y)), bits(pack(v.z, v.w))); }
+#endif
+
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// e -> log2(1 + e) / e on [0, 1]: minimax fits, relative error 3e-8 and 6e-5. A logarithm would cost a third special
+// function a step and lose the digits of small steps.
+__device__ __forceinline__ float log2_1p_over(float e) {
+#if IO == 0
+  float p = 0.00754916574805975f;
+  p = fmaf(p, e, -0.042566996067762375f), p = fmaf(p, e, 0.11285600996017456f);
+  p = fmaf(p, e, -0.197118878364563f), p = fmaf(p, e, 0.27564138174057007f);
+  p = fmaf(p, e, -0.35840845108032227f), p = fmaf(p, e, 0.48069295287132263f);
+  return fmaf(fmaf(p, e, -0.7213401794433594f), e, 1.4426950216293335f);
+#else
+  float p = fmaf(0.05965143442153931f, e, -0.22711922228336334f);
+  p = fmaf(p, e, 0.4418986737728119f), p = fmaf(p, e, -0.7169873714447021f);
+  return fmaf(p, e, 1.4426132440567017f);
+#endif
+}
+// softplus in units of ln 2, of an argument in the same units.
+__device__ __forceinline__ float softplus2(float v) {
+  const float e = ex2(-fabsf(v));
+  return fmaf(e, log2_1p_over(e), fmaxf(v, 0.f));
+}
+
+__device__ __forceinline__ float high_part(float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); }
+
+// d = a b + c; c apart from d, so that a constant c costs no copies.
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const float (&a)[4], float b0, float b1, const float *c) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+#if IO == 2
+#define HALF_TYPES "f16.f16"
+#else
+#define HALF_TYPES "bf16.bf16"
+#endif
+__device__ __forceinline__ void mma_k8(float (&d)[4], unsigned a0, unsigned a1, unsigned b, const float *c) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32." HALF_TYPES ".f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// What a lane holds of one token's projections.
+struct Row {
+  unsigned w[KB * WORDS];
+};
+template <typename T> __device__ __forceinline__ T load_at(const void *base, unsigned bytes) {
+  return *reinterpret_cast<const T *>(static_cast<const char *>(base) + bytes);
+}
+__device__ __forceinline__ unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+// 16 bytes to shared memory, of which only the first `bytes` are read and the rest is zero.
+__device__ __forceinline__ void copy16(unsigned to, const void *from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copies_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); __syncwarp(); }
+
+constexpr int ROW_BYTES = KB * WORDS * 16, WARP_TOKENS = 8 * S;
+// The rows of all steps, from a warp's staged tokens: segment by segment, ROW_BYTES each.
+__device__ __forceinline__ void read_rows(unsigned staged, int lane, Row (&rows)[S + 1]) {
+  constexpr int MATRICES = S * KB * WORDS;
+  const unsigned segment = staged + (lane & 7) * (S * ROW_BYTES);
+#pragma unroll
+  for (int m = 0; m < MATRICES; m += 4) {
+    unsigned r[4];
+    // Matrix m + lane / 8: the 16 bytes of that number in each segment. Addresses beyond the last one repeat it.
+    const int which = min(m + (lane >> 3), MATRICES - 1);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(segment + which * 16)
+                 : "memory");
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (m + i < MATRICES) rows[(m + i) / (KB * WORDS)].w[(m + i) % (KB * WORDS)] = r[i];
+  }
+  rows[S] = rows[S - 1];
+}
+
+// Step sizes' weights in units of ln 2 as column operands, each the sum of a high and a low part: 2 sets of 8 columns,
+// column n of set c being channel 4 (n / 2) + 2 c + n % 2, so that a lane's results are its own four channels.
+struct Weights {
+#if IO == 0
+  typedef uint4 part_t;  // high of two rows, then low
+#else
+  typedef uint2 part_t;  // high and low of a pair of rows
+#endif
+  part_t w[WIDE_WEIGHTS ? 1 : KB][2];
+  part_t *shared;
+
+  __device__ __forceinline__ static part_t part(const float *W, int e_count, int b, int c, int g, int t) {
+    const int channel = 4 * (g >> 1) + 2 * c + (g & 1);
+    float v[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int q = IO == 0 ? b * 8 + i * 4 + t : b * 8 + 2 * t + i;
+      v[i] = q < R && channel < e_count ? W[channel * R + q] * LOG2E : 0.f;
+    }
+#if IO == 0
+    const float h0 = high_part(v[0]), h1 = high_part(v[1]);
+    return make_uint4(__float_as_uint(h0), __float_as_uint(h1), __float_as_uint(v[0] - h0), __float_as_uint(v[1] - h1));
+#else
+    const pair_t high = pack(v[0], v[1]);
+    const float2 h = unpack(high);
+    return make_uint2(bits(high), bits(pack(v[0] - h.x, v[1] - h.y)));
+#endif
+  }
+  // W: (E, R) at the tile's first channel. Where shared memory is used, the caller waits for the block afterwards.
+  __device__ __forceinline__ void load(const float *W, int e_count, int g, int t, bool writes) {
+#pragma unroll
+    for (int b = 0; b < KB; b++)
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        if (!WIDE_WEIGHTS) w[b][c] = part(W, e_count, b, c, g, t);
+        else if (writes) shared[(b * 2 + c) * 32 + g * 4 + t] = part(W, e_count, b, c, g, t);
+      }
+  }
+  __device__ __forceinline__ part_t get(int b, int c, int lane) const {
+    return WIDE_WEIGHTS ? shared[(b * 2 + c) * 32 + lane] : w[b][c];
+  }
+};
+constexpr int WEIGHT_BYTES = WIDE_WEIGHTS ? KB * 2 * 32 * (int)sizeof(Weights::part_t) : 0;
+
+// Selector of B and C: even columns take B_n, odd ones C_n, so that every lane gets both for its two tokens.
+struct Selector {
+  unsigned w[BCB][NS][WORDS];
+  __device__ __forceinline__ void load(int g, int t) {
+#pragma unroll
+    for (int b = 0; b < BCB; b++)
+#pragma unroll
+      for (int n = 0; n < NS; n++) {
+        const int wanted = R + (g & 1) * NS + n;
+#if IO == 0
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+          w[b][n][i] = __float_as_uint((BC0 + b) * 8 + i * 4 + t == wanted ? 1.f : 0.f);
+#else
+        const int q = (BC0 + b) * 8 + 2 * t;
+        w[b][n][0] = bits(pack(q == wanted ? 1.f : 0.f, q + 1 == wanted ? 1.f : 0.f));
+#endif
+      }
+  }
+};
+
+// Of two tokens: raw[i][c] the step sizes' arguments of the lane's four channels on top of `bias`; B, C [i][n].
+struct Projected {
+  float raw[2][4], B[2][NS], C[2][NS];
+};
+__device__ __forceinline__ Projected project(const Row &r0, const Row &r1, const Weights &weights, const Selector &sel,
+                                             const float (&bias)[4], int lane) {
+  Projected out;
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  float acc[2][4], bc[NS][4];
+#pragma unroll
+  for (int b = 0; b < KB; b++) {
+#if IO == 0
+    const float v[4] = {__uint_as_float(r0.w[2 * b]), __uint_as_float(r1.w[2 * b]), __uint_as_float(r0.w[2 * b + 1]),
+                        __uint_as_float(r1.w[2 * b + 1])};
+    float high[4], low[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) high[i] = high_part(v[i]), low[i] = v[i] - high[i];
+#endif
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      const float first[4] = {bias[2 * c], bias[2 * c + 1], bias[2 * c], bias[2 * c + 1]};
+      const Weights::part_t w = weights.get(b, c, lane);
+#if IO == 0
+      mma_tf32(acc[c], low, __uint_as_float(w.x), __uint_as_float(w.y), b ? acc[c] : first);
+      mma_tf32(acc[c], high, __uint_as_float(w.z), __uint_as_float(w.w), acc[c]);
+      mma_tf32(acc[c], high, __uint_as_float(w.x), __uint_as_float(w.y), acc[c]);
+#else
+      mma_k8(acc[c], r0.w[b], r1.w[b], w.y, b ? acc[c] : first);
+      mma_k8(acc[c], r0.w[b], r1.w[b], w.x, acc[c]);
+#endif
+    }
+    if (b >= BC0)
+#pragma unroll
+      for (int n = 0; n < NS; n++) {
+        const unsigned(&s)[WORDS] = sel.w[b < BC0 ? 0 : b - BC0][n];
+#if IO == 0
+        mma_tf32(bc[n], low, __uint_as_float(s[0]), __uint_as_float(s[1]), b > BC0 ? bc[n] : zero);
+        mma_tf32(bc[n], high, __uint_as_float(s[0]), __uint_as_float(s[1]), bc[n]);
+#else
+        mma_k8(bc[n], r0.w[b], r1.w[b], s[0], b > BC0 ? bc[n] : zero);
+#endif
+      }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+#pragma unroll
+    for (int c = 0; c < 4; c++) out.raw[i][c] = acc[c >> 1][i * 2 + (c & 1)];
+#pragma unroll
+    for (int n = 0; n < NS; n++) out.B[i][n] = bc[n][i * 2], out.C[i][n] = bc[n][i * 2 + 1];
+  }
+  return out;
+}
+
+__device__ __forceinline__ int position(const Route &r, int step) {
+  const int q = (int)(((float)step + 0.5f) * r.inverse_n0);
+  return r.base + (step - q * r.n0) * r.s0 + q * r.s1;
+}
+// Positions of the S steps from t0 on; with GUARD, 0 for those beyond `count`.
+template <bool GUARD> __device__ __forceinline__ void positions(const Route &r, int t0, int count, int (&pos)[S]) {
+  const int q = (int)(((float)t0 + 0.5f) * r.inverse_n0), s0 = r.s0, jump = r.s1 - r.n0 * s0;
+  int left = r.n0 - (t0 - q * r.n0), at = r.base + (r.n0 - left) * s0 + q * r.s1;
+#pragma unroll
+  for (int i = 0; i < S; i++) {
+#if ONE_TURN
+    pos[i] = at + i * s0 + (i >= left ? jump : 0);
+#else
+    pos[i] = at;
+    at += s0;
+    if (--left == 0) left = r.n0, at += jump;
+#endif
+    if (GUARD && i >= count) pos[i] = 0;
+  }
+}
+// Where a position's 16 channels are in shared memory. Neighbouring segments of a column route would otherwise meet in the
+// same half of the banks: their positions differ by a multiple of an even width.
+__device__ __forceinline__ int slot(int pos, unsigned rows_magic) { return pos ^ ((pos * rows_magic >> 21) & 1); }
+// A warp's next 8 S tokens' projections; those beyond the end become zero.
+__device__ __forceinline__ void stage_rows(unsigned to, const io_t *proj, int proj_l, const Route &r, int first, int L,
+                                           int lane) {
+#pragma unroll
+  for (int i = 0; i < WARP_TOKENS; i += 32) {
+    const int token = i + lane, step = first + token;
+    if (WARP_TOKENS % 32 && token >= WARP_TOKENS) break;
+    const char *from = reinterpret_cast<const char *>(proj) + (unsigned)(step < L ? position(r, step) : 0) * (proj_l * (unsigned)sizeof(io_t));
+#pragma unroll
+    for (int c = 0; c < ROW_BYTES; c += 16) copy16(to + token * ROW_BYTES + c, from + c, step < L ? 16 : 0);
+  }
+}
+
+// Maps of the warps' stretches of a round, and what enters the round.
+template <int WARPS> struct Carries {
+  float4 through[2][WARPS][NS][4], leaves[2][WARPS][NS][4], start[2][NS][4];
+};
+__device__ __forceinline__ void follow(float4 &v, float4 through, float4 leaves) {
+  v.x = fmaf(through.x, v.x, leaves.x), v.y = fmaf(through.y, v.y, leaves.y);
+  v.z = fmaf(through.z, v.z, leaves.z), v.w = fmaf(through.w, v.w, leaves.w);
+}
+
+// A lane's segment maps what enters it, v, to leaves + through v. Replaces `leaves` by what enters this lane's segment,
+// from those before it in this round and earlier ones (BACK: behind it), added in a fixed order. `buffer` alternates from
+// round to round, so that one barrier a round is enough.
+template <bool BACK, int WARPS>
+__device__ __forceinline__ void enter(Carries<WARPS> &carries, int buffer, bool first_round, float (&through)[4][NS],
+                                      float (&leaves)[4][NS], int lane, int warp, int warps) {
+  const int g = lane >> 2, t = lane & 3;
+  const auto shifted = [](float v, int m) { return BACK ? __shfl_down_sync(~0u, v, m) : __shfl_up_sync(~0u, v, m); };
+#pragma unroll
+  for (int c = 0; c < 4; c++)
+#pragma unroll
+    for (int n = 0; n < NS; n++)
+#pragma unroll
+      for (int m = 4; m < 32; m <<= 1) {
+        const float d = shifted(through[c][n], m), s = shifted(leaves[c][n], m);
+        if (BACK ? lane + m < 32 : lane >= m) leaves[c][n] = fmaf(through[c][n], s, leaves[c][n]), through[c][n] *= d;
+      }
+  if (g == (BACK ? 0 : 7))
+#pragma unroll
+    for (int n = 0; n < NS; n++) {
+      carries.through[buffer][warp][n][t] = make_float4(through[0][n], through[1][n], through[2][n], through[3][n]);
+      carries.leaves[buffer][warp][n][t] = make_float4(leaves[0][n], leaves[1][n], leaves[2][n], leaves[3][n]);
+    }
+#pragma unroll
+  for (int c = 0; c < 4; c++)
+#pragma unroll
+    for (int n = 0; n < NS; n++) {
+      through[c][n] = shifted(through[c][n], 4), leaves[c][n] = shifted(leaves[c][n], 4);
+      if (g == (BACK ? 7 : 0)) through[c][n] = 1.f, leaves[c][n] = 0.f;
+    }
+  __syncthreads();
+  const int before = BACK ? warps - 1 - warp : warp;
+#pragma unroll
+  for (int n = 0; n < NS; n++) {
+    float4 in = first_round ? make_float4(0.f, 0.f, 0.f, 0.f) : carries.start[buffer][n][t];
+#pragma unroll 4
+    for (int i = 0; i < before; i++) {
+      const int w = BACK ? warps - 1 - i : i;
+      follow(in, carries.through[buffer][w][n][t], carries.leaves[buffer][w][n][t]);
+    }
+    leaves[0][n] = fmaf(through[0][n], in.x, leaves[0][n]), leaves[1][n] = fmaf(through[1][n], in.y, leaves[1][n]);
+    leaves[2][n] = fmaf(through[2][n], in.z, leaves[2][n]), leaves[3][n] = fmaf(through[3][n], in.w, leaves[3][n]);
+    if (before == warps - 1 && g == 0) {
+      follow(in, carries.through[buffer][warp][n][t], carries.leaves[buffer][warp][n][t]);
+      carries.start[buffer ^ 1][n][t] = in;
+    }
+  }
+}
