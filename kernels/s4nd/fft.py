@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,12 +36,14 @@ def _spectra(args: ConvArgs, sizes: tuple[int, ...], dtype: torch.dtype) -> list
 
 
 def _transform(t: Tensor, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.fft.rfftn(t.to(dtype), s=sizes, dim=tuple(range(-len(sizes), 0)))
+    spectrum: Tensor = torch.fft.rfftn(t.to(dtype), s=sizes, dim=tuple(range(-len(sizes), 0)))
+    return spectrum
 
 
 def _restore(t: Tensor, sizes: tuple[int, ...], grid: Sequence[int]) -> Tensor:
-    full = torch.fft.irfftn(t, s=sizes, dim=tuple(range(-len(sizes), 0)))
-    return full[(..., *(slice(length) for length in grid))]
+    full: Tensor = torch.fft.irfftn(t, s=sizes, dim=tuple(range(-len(sizes), 0)))
+    index: tuple[Any, ...] = (..., *(slice(length) for length in grid))
+    return full[index]
 
 
 def _dtype(args: ConvArgs) -> torch.dtype:
@@ -103,7 +106,7 @@ def _kernel_gradient(
     result = names[a] if others else names[a][1:]
     d_spectrum = torch.einsum(f"{equation}->{result}", correlation, *(spectrum for _, spectrum in others))
     if a == len(sizes) - 1:
-        circular = torch.fft.irfft(d_spectrum, n=sizes[a]) / math.prod(sizes[:-1])
+        circular: Tensor = torch.fft.irfft(d_spectrum, n=sizes[a]) / math.prod(sizes[:-1])
     else:
         circular = torch.fft.ifft(d_spectrum).real / (math.prod(sizes) / sizes[a])
     taps = args.kernels[a].shape[-1]

@@ -101,8 +101,12 @@ def initial_system(
             B = B / (2 * (B / A).abs().square().sum(-1, keepdim=True)).sqrt()
         P = P * (P_scale if kind == "dplr" or form == "legs" else 0.0)
         parts.append(InitialSystem(A, P, B, torch.eye(n, dtype=A.dtype)[:, : n // 2].repeat(share, 1, 1)))
-    A, P, B, V = zip(*parts, strict=True)
-    return InitialSystem(torch.cat(A), torch.cat(P, 1), torch.cat(B), torch.cat(V))
+    return InitialSystem(
+        torch.cat([part.A for part in parts]),
+        torch.cat([part.P for part in parts], 1),
+        torch.cat([part.B for part in parts]),
+        torch.cat([part.V for part in parts]),
+    )
 
 
 def _copies(P: Tensor, share: int) -> Tensor:

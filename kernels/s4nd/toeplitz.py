@@ -79,7 +79,7 @@ def _multiply(matrices: Tensor, x: Tensor) -> Tensor:
     batch, groups, columns, _ = x.shape
     if _folds(x):
         folded = torch.matmul(matrices, x.permute(1, 3, 0, 2).flatten(2))
-        return folded.unflatten(2, (batch, columns)).permute(2, 0, 1, 3)
+        return folded.reshape(*folded.shape[:2], batch, columns).permute(2, 0, 1, 3)
     if x.device.type != "cpu" or batch == 1:
         return torch.matmul(matrices, x.transpose(-1, -2))
     # A broadcast product would copy the matrices for every image.
@@ -94,7 +94,7 @@ def _multiply_back(matrices: Tensor, dout: Tensor) -> Tensor:
     batch, groups, _, columns = dout.shape
     if batch > 1 and columns < 16:
         folded = torch.matmul(dout.permute(1, 0, 3, 2).flatten(1, 2), matrices)
-        return folded.unflatten(1, (batch, columns)).transpose(0, 1)
+        return folded.reshape(groups, batch, columns, -1).transpose(0, 1)
     if dout.device.type != "cpu" or batch == 1:
         return torch.matmul(dout.transpose(-1, -2), matrices)
     dx = dout.new_empty(batch, groups, columns, matrices.shape[2])

@@ -185,8 +185,11 @@ class S4ND(nn.Module):
     def set_l_max(self, l_max: int | Sequence[int | None] | None) -> None:
         """Change how far the kernels reach; their parameters serve any length."""
         self.l_max = _per_axis(l_max, len(self.l_max))
-        for kernel, length in zip(self.kernel, self.l_max, strict=True):
+        for kernel, length in zip(self._systems(), self.l_max, strict=True):
             kernel.l_max = length
+
+    def _systems(self) -> list[AxisKernel]:
+        return [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
 
     def _rates(self, rate: Rates) -> tuple[float, ...]:
         rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
@@ -214,23 +217,22 @@ class S4ND(nn.Module):
             centers = [0] * len(lengths)
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._generate(lengths, rates), centers
-        key = (tuple(lengths), rates, self._version())
+        key = (tuple(lengths), rates, self._stamp())
         if self._cache is None or self._cache[0] != key:
             # Fitting an S4 kernel to a new length changes its parameters, hence the key.
             kernels = self._generate(lengths, rates)
-            self._cache = ((tuple(lengths), rates, self._version()), kernels)
+            self._cache = ((tuple(lengths), rates, self._stamp()), kernels)
         return self._cache[1], centers
 
-    def _version(self) -> tuple[Any, ...]:
+    def _stamp(self) -> tuple[Any, ...]:
         tensors = (*self.kernel.parameters(), *self.kernel.buffers())
         if any(t.is_inference() for t in tensors):
             return (object(),)  # their changes cannot be seen: never equal
         return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
     def _generate(self, lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
-        systems = [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
         with autocast_off(self.D.device):
-            sides = generate(systems, lengths, rates)
+            sides = generate(self._systems(), lengths, rates)
         kernels = [self._two_sided(side).unflatten(0, (self.trank, -1)) for side in sides]
         if self.trank > 1:
             kernels[0] = kernels[0] / self.trank
@@ -260,8 +262,7 @@ class S4ND(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: A, B, P and the step sizes, not C and D."""
-        kernels = ((i, kernel) for i, kernel in enumerate(self.kernel) if isinstance(kernel, AxisKernel))
-        return {f"kernel.{i}.{name}" for i, kernel in kernels for name in kernel.no_weight_decay()}
+        return {f"kernel.{i}.{name}" for i, kernel in enumerate(self._systems()) for name in kernel.no_weight_decay()}
 
     def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimizer groups of this layer; see `ssmvision.layers.s4nd_optim.param_groups` for whole networks."""

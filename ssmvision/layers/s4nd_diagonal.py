@@ -91,7 +91,10 @@ class S4DKernel(AxisKernel):
         self.transforms = (dt_transform, real_transform, imag_transform)
         self.bandlimit, self.antialias, self.is_real = bandlimit, antialias, is_real
         self.modes = d_state if is_real else d_state // 2
-        self._factory = {"device": device, "dtype": torch.get_default_dtype() if dtype is None else dtype}
+        self._factory: dict[str, Any] = {
+            "device": device,
+            "dtype": torch.get_default_dtype() if dtype is None else dtype,
+        }
         initial = initial_system(init, 2 * self.modes if is_real else d_state, rank, copies, **init_args)
         steps = (d_model, 1 if dt_tie else self.modes)
         self._add("inv_dt", initial_steps(steps, dt_min, dt_max, dt_transform, deterministic), "dt")

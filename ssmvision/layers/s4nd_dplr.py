@@ -34,6 +34,7 @@ class S4Kernel(S4DKernel):
     """
 
     l_kernel: Tensor
+    C: Tensor
     P: Tensor
 
     def __init__(
@@ -61,7 +62,7 @@ class S4Kernel(S4DKernel):
         return [*super()._tensors(), ("P", self.P)]
 
     # The lengths of a network's inputs change its parametrization, not its graph.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _fit(self, length: int) -> None:
         """Multiply C by I - dA^length; or, where that was done for a shorter kernel, double it until it suffices."""

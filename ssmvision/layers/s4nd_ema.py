@@ -72,7 +72,7 @@ class EMAKernel(AxisKernel):
         parts = [stack([getattr(k, name) for k in kernels]) for name in ("delta", "alpha", "beta", "gamma")]
         delta, alpha, beta, gamma = parts
         kernel = ema_kernel(delta, alpha, beta, gamma, length)
-        return kernel.unflatten(1, (kernels[0].channels, kernels[0].d_model))
+        return kernel.reshape(len(kernels), kernels[0].channels, kernels[0].d_model, length)
 
     def system(self, length: int | None = None, rate: float = 1.0) -> System:
         """See `AxisKernel`; one system a channel would be needed, so there is one channel only.

@@ -65,7 +65,7 @@ class AxisKernel(nn.Module):
             getattr(self, name)._optim = dict(rule)
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._mark()  # copies of a parameter lose its attributes
 
     def no_weight_decay(self) -> set[str]:
@@ -111,8 +111,8 @@ def generate(kernels: Sequence[AxisKernel], lengths: Sequence[int], rates: Seque
         longest = max(lengths[i] for i in members)
         kind = type(kernels[members[0]])
         batch = kind.generate_batch([kernels[i] for i in members], longest, [rates[i] for i in members])
-        for kernel, i in zip(batch.unbind(0), members, strict=True):
-            out[i] = kernel[..., : lengths[i]]
+        for taps, i in zip(batch.unbind(0), members, strict=True):
+            out[i] = taps[..., : lengths[i]]
     return out
 
 

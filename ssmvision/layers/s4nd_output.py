@@ -41,10 +41,10 @@ class ChannelLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_features, *grid) -> (B, out_features, *grid)."""
-        y = torch.matmul(self.weight, x.flatten(2))
+        y: Tensor = torch.matmul(self.weight, x.flatten(2))
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).unsqueeze(-1)
-        return y.unflatten(2, x.shape[2:])
+        return y.reshape(*y.shape[:2], *x.shape[2:])
 
 
 def activation_named(name: str | None) -> nn.Module:
@@ -87,15 +87,13 @@ class PointwiseOutput(nn.Module):
         super().__init__()
         self.activation = activation_named(activation)
         self.dropout, self.tie_dropout = dropout, tie_dropout
-        linear: nn.Module = ChannelLinear(in_features, out_features * (2 if final_act == "glu" else 1), **factory)
+        linear = ChannelLinear(in_features, out_features * (2 if final_act == "glu" else 1), **factory)
         if initializer is not None:
             if initializer not in INITIALIZERS:
                 raise ValueError(f"initializer={initializer!r}: choose from {', '.join(INITIALIZERS)}")
             INITIALIZERS[initializer](linear.weight)
             nn.init.zeros_(linear.bias)
-        if weight_norm:
-            linear = add_weight_norm(linear)
-        self.add_module("0", linear)  # as checkpoints call it
+        self.add_module("0", add_weight_norm(linear) if weight_norm else linear)  # as checkpoints call it
         self.final_act = activation_named(final_act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class S4NDConvNeXt(nn.Module):
         self.patch_size = self._axes(patch_size or ((2, 4, 4) if spatial_dims == 3 else 4))
         self.stage_stride = self._axes(stage_stride or ((1, 2, 2) if spatial_dims == 3 else 2))
         self.s4nd_args = {"d_state": d_state} | S4ND_ARGS | dict(s4nd_args or {})
-        self.factory = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
+        self.factory: dict[str, Any] = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
         self.stem = self._stem(stem, in_chans, dims[0], stem_channels, self._axes(stem_l_max))
         shares = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.img_size = self._axes(img_size)
@@ -179,11 +179,14 @@ class S4NDConvNeXt(nn.Module):
     @torch.no_grad()
     def _init_weights(self, head_init_scale: float) -> None:
         for module in self.modules():
-            if type(module) in (nn.Linear, nn.Conv2d, nn.Conv3d):
+            if type(module) in (nn.Linear, nn.Conv2d, nn.Conv3d):  # S4ND's own linear maps keep torch's
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
         if isinstance(self.head.fc, nn.Linear):
             self.head.fc.weight.mul_(head_init_scale)
+
+    def _stages(self) -> list[S4NDStage]:
+        return [stage for stage in self.stages if isinstance(stage, S4NDStage)]
 
     # Forward passes
 
@@ -230,7 +233,7 @@ class S4NDConvNeXt(nn.Module):
         taken, last = feature_take_indices(len(self.stages), indices)
         maps: list[Tensor] = []
         x = self.stem(x)
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self._stages()[: last + 1] if stop_early else self._stages()):
             x = stage(x)
             if i in taken:
                 maps.append(x if output_fmt == "NCHW" else x.flatten(2).transpose(1, 2))
@@ -246,7 +249,7 @@ class S4NDConvNeXt(nn.Module):
     ) -> list[int]:
         """Drop the stages after the last of `indices`, and on request the head (with its norm)."""
         taken, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
+        self.stages = nn.Sequential(*self._stages()[: last + 1])
         if prune_head:
             self.reset_classifier(0, "")
         return list(taken)
@@ -264,7 +267,7 @@ class S4NDConvNeXt(nn.Module):
     def set_input_size(self, img_size: int | Size) -> None:
         """Change the nominal input size, and with it the reach of the kernels (the stem's excepted)."""
         self.img_size = self._axes(img_size)
-        for stage, grids in zip(self.stages, self._grids(self.img_size, len(self.stages)), strict=True):
+        for stage, grids in zip(self._stages(), self._grids(self.img_size, len(self.stages)), strict=True):
             stage.grids = grids
             if not self.dynamic_img_size:
                 for place, grid in zip((stage.downsample, stage.blocks), grids, strict=True):
@@ -283,7 +286,7 @@ class S4NDConvNeXt(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""
-        for stage in self.stages:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

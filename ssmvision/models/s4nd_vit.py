@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm, Mlp
+from timm.layers import DropPath, LayerNorm, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ class S4NDTokenBlock(nn.Module):
         **attention: Any,
     ) -> None:
         super().__init__()
-        factory = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
+        factory: dict[str, Any] = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
         self.norm1 = norm_layer(dim, **factory)
         self.mixer = S4ND(dim, dim=1, transposed=False, dropout=proj_drop, **s4nd, **factory)
         self.norm2 = norm_layer(dim, **factory)
@@ -71,7 +71,7 @@ class S4NDTokenBlock(nn.Module):
         return out
 
 
-class S4NDVisionTransformer(VisionTransformer):  # type: ignore[misc]
+class S4NDVisionTransformer(VisionTransformer):
     """timm's Vision Transformer with S4ND blocks: patches, blocks, norm, mean over the tokens, linear head.
 
     Args:
@@ -108,41 +108,41 @@ class S4NDVisionTransformer(VisionTransformer):  # type: ignore[misc]
         dtype: torch.dtype | None = None,
     ) -> None:
         mixer = {"d_state": d_state} | S4ND_ARGS | dict(s4nd_args or {})
-        super().__init__(
-            img_size,
-            patch_size,
-            in_chans,
-            num_classes,
-            global_pool,
-            embed_dim,
-            depth,
-            mlp_ratio=mlp_ratio,
-            class_token=False,
-            pos_embed="none",
-            fc_norm=False,
-            dynamic_img_size=dynamic_img_size,
-            drop_rate=drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            drop_path_rate=drop_path_rate,
-            norm_layer=partial(LayerNorm, eps=1e-5),
-            block_fn=partial(S4NDTokenBlock, s4nd=mixer),
-            **{k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None},
-        )
+        rates: dict[str, Any] = {
+            "drop_rate": drop_rate,
+            "proj_drop_rate": proj_drop_rate,
+            "drop_path_rate": drop_path_rate,
+        }
+        factory: dict[str, Any] = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
+        network: dict[str, Any] = {
+            **{"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes},
+            **{"global_pool": global_pool, "embed_dim": embed_dim, "depth": depth, "mlp_ratio": mlp_ratio},
+            **{"class_token": False, "pos_embed": "none", "fc_norm": False, "dynamic_img_size": dynamic_img_size},
+            **{"norm_layer": partial(LayerNorm, eps=1e-5), "block_fn": partial(S4NDTokenBlock, s4nd=mixer)},
+        }
+        super().__init__(**network, **rates, **factory)
         self._fit_kernels()
 
     def _fit_kernels(self) -> None:
         tokens = None if self.dynamic_img_size else self.patch_embed.num_patches
-        for block in self.blocks:
+        for block in self._blocks():
             block.mixer.set_l_max(tokens)
+
+    def _blocks(self) -> list[S4NDTokenBlock]:
+        return [block for block in self.blocks if isinstance(block, S4NDTokenBlock)]
 
     def set_input_size(self, img_size: Size | None = None, patch_size: Size | None = None) -> None:
         """Change input or patch size; the patch kernel is resampled and the kernels reach over the new sequence."""
-        super().set_input_size(img_size, patch_size)
+        super().set_input_size(
+            None if img_size is None else to_2tuple(img_size), None if patch_size is None else to_2tuple(patch_size)
+        )
         self._fit_kernels()
 
     def no_weight_decay(self) -> set[str]:
         """State-space parameters of more than one axis that weight decay leaves alone."""
-        return {f"blocks.{i}.mixer.{n}" for i, block in enumerate(self.blocks) for n in block.mixer.no_weight_decay()}
+        return {
+            f"blocks.{i}.mixer.{n}" for i, block in enumerate(self._blocks()) for n in block.mixer.no_weight_decay()
+        }
 
     def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimizer groups with the state-space parameters' own rules; vectors do not decay, as published."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +177,14 @@ class TestKeptKernels:
         fresh.load_state_dict(module.state_dict())
         torch.testing.assert_close(fresh(image(8, 6)), after)
         assert before.shape == after.shape
+
+    def test_state_dicts_hold_tensors_only(self, tmp_path: Path) -> None:
+        module = layer("s4").eval()
+        with torch.no_grad():
+            module(image(8, 6))
+        torch.save(module.state_dict(), tmp_path / "weights.pt")
+        loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+        layer("s4", init="fourier").load_state_dict(loaded)
 
     def test_copies_and_pickles(self) -> None:
         module = layer("s4", lr=1e-3).eval()
