@@ -22,7 +22,7 @@ from torch import Tensor
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.selective_scan import chunked
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, as_inputs
-from ssmvision.kernels.selective_scan.config import CHUNK, n_saved
+from ssmvision.kernels.selective_scan.config import n_saved
 from ssmvision.kernels.selective_scan.route_table import RouteTable, route_table
 from ssmvision.kernels.selective_scan.triton_config import ELEMENTS, SCRATCH_BYTES, TritonConfig, triton_config
 
@@ -107,7 +107,7 @@ class _Scan(NamedTuple):
             "channels": channels,
             "n_routes": routes,
             "n_rows": self.rows,
-            "max_steps": self.table.steps,
+            "max_steps": self.table.route.shape[1],
             "part_steps": self.config.part_steps,
             "SOFTPLUS": self.softplus,
             **self.blocks(),
@@ -125,8 +125,9 @@ def _scan(args: ScanArgs) -> _Scan:
         return None if t is None else t.float().contiguous()
 
     batch, routes, _, channels = args.delta.shape
-    table = route_table(args.routes, args.grid, args.delta.device)
-    config = triton_config(batch * routes, channels, args.A.shape[2], table.steps, _lanes(args.delta.device))
+    device, n_state = args.delta.device, args.A.shape[2]
+    table = route_table(args.routes, args.grid, device)
+    config = triton_config(batch * routes, channels, n_state, table.steps, _lanes(device), device.type)
     x, delta, B, C = (t.contiguous() for t in (args.x, args.delta, args.B, args.C))
     A = args.A.float().transpose(1, 2).contiguous()
     z = None if args.z is None else args.z.contiguous()
@@ -177,7 +178,7 @@ def _forward(args: ScanArgs, s: _Scan, save_states: bool) -> tuple[Tensor, Tenso
     batch, routes, length, channels = s.delta.shape
     new = torch.empty if s.table.covers else torch.zeros
     last = new((batch, routes, s.A.shape[1], channels), device=s.x.device)
-    saved = new((n_saved(length) if save_states else 0, *last.shape), device=s.x.device)
+    saved = new((n_saved(length, s.x.device.type) if save_states else 0, *last.shape), device=s.x.device)
     apart = args.merge == "none"
     shape = (batch, routes, length, channels) if apart else (batch, length, channels)
     direct = s.z is None and (apart or routes == 1)
@@ -185,7 +186,7 @@ def _forward(args: ScanArgs, s: _Scan, save_states: bool) -> tuple[Tensor, Tenso
     _kernel("scan_forward")[(s.programs,)](
         s.x, s.delta, s.A, s.B, s.C, s.D, s.bias, s.table.route, s.table.lengths,
         _entry_states(s), y, saved if save_states else None, last,
-        CHUNK=CHUNK, **_strides("x", s.x), **s.sizes(),
+        CHUNK=s.config.chunk, **_strides("x", s.x), **s.sizes(),
     )  # fmt: skip
     if save_states:
         saved[-1] = last
@@ -257,7 +258,7 @@ def _gradient_parts(s: _Scan) -> _Parts:
 def _walk_back(s: _Scan, saved: Tensor, dout: Tensor, scale: float, entry: Tensor | None, parts: _Parts) -> None:
     """The backward kernel, over as many rows at a time as the scratch allows."""
     per_row = s.config.tiles * s.config.parts
-    floats = CHUNK * s.A.shape[1] * s.config.block_e
+    floats = s.config.chunk * s.A.shape[1] * s.config.block_e
     group = min(max(SCRATCH_BYTES // (4 * floats * per_row), 1), s.rows)
     scratch = torch.empty(group * per_row * floats, device=s.delta.device)
     for first_row in range(0, s.rows, group):
@@ -265,7 +266,7 @@ def _walk_back(s: _Scan, saved: Tensor, dout: Tensor, scale: float, entry: Tenso
         _kernel("scan_backward")[(group_rows * per_row,)](
             s.x, s.delta, s.A, s.B, s.C, s.D, s.z, s.bias, dout, s.table.route, s.table.lengths,
             saved, entry, scratch, parts.x, parts.delta, parts.A, parts.B, parts.C, parts.D, parts.bias,
-            scale, first_row=first_row, group_rows=group_rows, CHUNK=CHUNK,
+            scale, first_row=first_row, group_rows=group_rows, CHUNK=s.config.chunk,
             **_strides("x", s.x), **_strides("g", dout), **s.sizes(),
         )  # fmt: skip
 

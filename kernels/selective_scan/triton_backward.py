@@ -193,15 +193,8 @@ def scan_backward(
         z += row // n_routes * g_batch + k * g_route
     own, states = row * length * channels, row * length * N
     partial = (tl.program_id(0) % tl.cdiv(channels, BLOCK_E)).to(tl.int64) * n_rows * length * N + states
-    delta, dx, ddelta, B, C, dB, dC = (
-        delta + own,
-        dx + own,
-        ddelta + own,
-        B + states,
-        C + states,
-        dB + partial,
-        dC + partial,
-    )
+    delta, dx, ddelta = delta + own, dx + own, ddelta + own
+    B, C, dB, dC = B + states, C + states, dB + partial, dC + partial
     A_k = load_tile(A, k, n, e, channels, N)
     shift, skip = load_vector(bias, k, e, channels), load_vector(D, k, e, channels)
     sum_A = load_tile(None, row, n, e, channels, N)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssmvision.kernels.selective_scan.config import CHUNK, n_chunks
+from ssmvision.kernels.selective_scan import config
 
 __all__ = ["ELEMENTS", "SCRATCH_BYTES", "TritonConfig", "triton_config"]
 
@@ -26,7 +26,8 @@ class TritonConfig:
         warps: of a program; more than one exchange their sums over states through shared memory.
         tiles: programs along the channels.
         parts: programs along a route; more than one cost a pass over the inputs to find what enters each.
-        part_steps: steps of a part, a multiple of `CHUNK`.
+        part_steps: steps of a part, a multiple of `chunk`.
+        chunk: steps between two saved states.
     """
 
     block_n: int
@@ -35,9 +36,10 @@ class TritonConfig:
     tiles: int
     parts: int
     part_steps: int
+    chunk: int
 
 
-def triton_config(rows: int, channels: int, n_state: int, steps: int, lanes: int) -> TritonConfig:
+def triton_config(rows: int, channels: int, n_state: int, steps: int, lanes: int, device_type: str) -> TritonConfig:
     """Settings for a scan.
 
     Args:
@@ -46,13 +48,15 @@ def triton_config(rows: int, channels: int, n_state: int, steps: int, lanes: int
         n_state: N.
         steps: of the longest route.
         lanes: of a warp of the device.
+        device_type: "cuda" or "xpu".
     """
     block_n = 1 << max(n_state - 1, 0).bit_length()
     warps = 1 if block_n <= 32 else 4
     # At most 16 states a lane, of which a backward holds about six times as many registers.
     block_e = max(min(lanes, 16 * lanes * warps // block_n, 1 << (channels - 1).bit_length()), 1)
     tiles = -(-channels // block_e)
-    chunks = max(n_chunks(steps), 1)
+    chunk = config.CUDA_CHUNK if device_type == "cuda" else config.CHUNK  # as in `config.n_saved`
+    chunks = max(config.n_chunks(steps, chunk), 1)
     parts = 1 if rows * tiles >= ENOUGH else min(chunks, -(-WANTED // (rows * tiles)))
-    part_steps = -(-chunks // parts) * CHUNK
-    return TritonConfig(block_n, block_e, warps, tiles, max(-(-steps // part_steps), 1), part_steps)
+    part_steps = -(-chunks // parts) * chunk
+    return TritonConfig(block_n, block_e, warps, tiles, max(-(-steps // part_steps), 1), part_steps, chunk)
