@@ -63,10 +63,12 @@ class ConvRequest(Request):
     Attributes:
         grid: sizes of the axes.
         systems: kernels an axis has, R x C x H.
+        forced: a backend was asked for by name: what is only slow is no reason to refuse.
     """
 
     grid: tuple[int, ...] = ()
     systems: int = 1
+    forced: bool = False
 
 
 def compute_dtype(u: Tensor, precision: str) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,15 +17,23 @@ from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
 __all__ = ["OP", "long_conv"]
 
 OP = "long_conv_nd"
+logger = logging.getLogger("ssmvision")
+_told: set[tuple[str, tuple[int, ...]]] = set()
 
-registry.register(OP, registry.Backend("toeplitz", 20, toeplitz.can_run, toeplitz.forward, toeplitz.backward))
-registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forward, fft.backward, slow=True))
+registry.register(OP, registry.Backend(toeplitz.NAME, 20, toeplitz.can_run, toeplitz.forward, toeplitz.backward))
+registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forward, fft.backward))
 
 
 def _backend(args: ConvArgs, backend: str) -> registry.Backend:
     rank, channels, features, _ = args.kernels[0].shape
-    request = ConvRequest(str(args.u.device), args.u.dtype, args.grid, rank * channels * features)
-    return registry.choose(OP, request, backend)
+    forced = toeplitz.NAME in (backend, os.environ.get(registry.ENV_VAR))
+    request = ConvRequest(str(args.u.device), args.u.dtype, args.grid, rank * channels * features, forced)
+    chosen = registry.choose(OP, request, backend)
+    if (request.device, args.grid) not in _told:
+        _told.add((request.device, args.grid))
+        reasons = "; ".join(f"{name}: {why}" for name, why in registry.explain(OP, request, backend).items() if why)
+        logger.info("%s on %s, grid %s: backend %r (%s)", OP, *(request.device, args.grid, chosen.name), reasons)
+    return chosen
 
 
 def _forward(

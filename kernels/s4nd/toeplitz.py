@@ -19,7 +19,9 @@ from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection
 from ssmvision.kernels.s4nd.config import toeplitz_config
 
-__all__ = ["backward", "can_run", "diagonal_sums", "forward", "toeplitz"]
+__all__ = ["NAME", "backward", "can_run", "diagonal_sums", "forward", "toeplitz"]
+
+NAME = "toeplitz"
 
 
 def can_run(request: Request) -> str | None:
@@ -28,8 +30,9 @@ def can_run(request: Request) -> str | None:
         return None
     config = toeplitz_config(request.device)
     longest = max(request.grid)
-    if longest > config.longest_axis:
-        return f"an axis of {longest} is longer than {config.longest_axis}, beyond which an FFT is cheaper"
+    bound = config.longest_sequence if len(request.grid) == 1 else config.longest_axis
+    if longest > bound and not request.forced:
+        return f"an axis of {longest} is longer than {bound}, beyond which an FFT is cheaper in {len(request.grid)}D"
     elements = request.systems * longest**2
     if elements > config.matrix_elements:
         return f"its Toeplitz matrices would have {elements:,} elements, more than {config.matrix_elements:,}"
@@ -131,22 +134,18 @@ def _contracts(matrices: list[Tensor], args: ConvArgs) -> bool:
     return args.dense or matrices[0].shape[1] > 1
 
 
-def _passes(args: ConvArgs, matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Inputs of the passes, the last axis' first: (B, G, M, L) each; then the last pass' product, unless it sums.
+def _pass_inputs(args: ConvArgs, matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Inputs of the passes, the last axis' first: (B, G, M, L) each.
 
     The first pass makes all R x C products of a feature with one matrix of R x C x L rows.
     """
     batch, features = args.u.shape[:2]
     volume = math.prod(args.grid)
     inputs = [args.u.to(dtype).reshape(batch, features, volume // args.grid[-1], args.grid[-1])]
-    for a in reversed(range(len(matrices))):
-        if a == 0 and _contracts(matrices, args):
-            break
+    for a in range(len(matrices) - 1, 0, -1):
+        length = args.grid[a - 1]
         x = _multiply(_rows(matrices, a), inputs[-1])
-        if a:
-            length = args.grid[a - 1]
-            x = x.reshape(batch, math.prod(matrices[a].shape[:3]), volume // length, length)
-        inputs.append(x)
+        inputs.append(x.reshape(batch, math.prod(matrices[a].shape[:3]), volume // length, length))
     return inputs
 
 
@@ -169,13 +168,17 @@ def forward(args: ConvArgs) -> Tensor:
     dtype = compute_dtype(args.u, args.precision)
     with _tf32(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
-        x = _passes(args, matrices, dtype)[-1]
+        x = _pass_inputs(args, matrices, dtype)[-1]
         features, _, channels, *_ = matrices[0].shape
         if _contracts(matrices, args):
             equation = "bhrcmj,hrcij->bcim" if args.dense else "bhrcmj,hrcij->bchim"
             y = torch.einsum(equation, _parts(x, args, matrices), matrices[0])
         else:
-            y = x.reshape(args.u.shape[0], features, channels, *args.grid).transpose(1, 2)
+            y = (
+                _multiply(_rows(matrices, 0), x)
+                .reshape(args.u.shape[0], features, channels, *args.grid)
+                .transpose(1, 2)
+            )
     return skip_connection(y.reshape(args.out_shape), args)
 
 
@@ -184,7 +187,7 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
     dtype = compute_dtype(args.u, args.precision)
     with _tf32(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
-        inputs = _passes(args, matrices, dtype)
+        inputs = _pass_inputs(args, matrices, dtype)
         d_matrices: list[Tensor] = []
         dy = dout.to(dtype)
         if _contracts(matrices, args):

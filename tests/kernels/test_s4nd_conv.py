@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.s4nd import long_conv_nd
+from ssmvision.kernels.s4nd.args import ConvRequest
 from ssmvision.kernels.s4nd.toeplitz import diagonal_sums, toeplitz
 
 BACKENDS = ("toeplitz", "fft")
@@ -156,14 +157,28 @@ class TestChoice:
     def test_long_axes_go_to_the_fft_and_say_so(self, caplog: pytest.LogCaptureFixture) -> None:
         u = torch.randn(1, 2, 1500, dtype=torch.float64)
         kernel = torch.randn(2, 20, dtype=torch.float64)
-        registry._OPS["long_conv_nd"].told.clear()
-        registry._choose.cache_clear()
-        with caplog.at_level(logging.WARNING, logger="ssmvision"):
+        with caplog.at_level(logging.INFO, logger="ssmvision"):
             y = long_conv_nd(u, [kernel])
-        assert "an axis of 1500 is longer than 1024" in caplog.text
+        assert "backend 'fft' (toeplitz: an axis of 1500 is longer than 128" in caplog.text
         flipped = kernel.flip(-1).unsqueeze(1)
         expected = torch.nn.functional.conv1d(torch.nn.functional.pad(u, (19, 0)), flipped, groups=2)
         torch.testing.assert_close(y[:, 0], expected)
+        torch.testing.assert_close(long_conv_nd(u, [kernel], backend="toeplitz")[:, 0], expected)
+
+    def test_shapes_decide(self) -> None:
+        def runs(*grid: int, systems: int = 64) -> str:
+            return registry.choose("long_conv_nd", ConvRequest("cpu", torch.float32, grid, systems)).name
+
+        assert runs(56, 56) == runs(128, 128, 128) == runs(100) == "toeplitz"
+        assert runs(196) == runs(2000, 8) == runs(1000, 1000, systems=1000) == "fft"
+
+    def test_the_environment_may_ask_for_the_slow_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        u, kernel = torch.randn(1, 2, 200), torch.randn(2, 20)
+        by_name = {name: long_conv_nd(u, [kernel], backend=name) for name in BACKENDS}
+        assert not torch.equal(by_name["toeplitz"], by_name["fft"])
+        assert torch.equal(long_conv_nd(u, [kernel]), by_name["fft"])
+        monkeypatch.setenv("SSMVISION_BACKEND", "toeplitz")
+        assert torch.equal(long_conv_nd(u, [kernel]), by_name["toeplitz"])
 
     def test_a_forbidden_backend_is_not_used(self) -> None:
         u, kernels, centers, D, _ = inputs("2d_two_sided")
