@@ -137,7 +137,9 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     if not plan.writes_once(y_grid):
         y_grid.zero_()
     last = torch.zeros(batch, routes, n_state, channels, dtype=dtype, device=A2.device)
-    saved = torch.zeros(n_saved(length) if save_states else 0, *last.shape, dtype=dtype, device=A2.device)
+    saved = torch.zeros(
+        n_saved(length, A2.device.type) if save_states else 0, *last.shape, dtype=dtype, device=A2.device
+    )
     buffers = _Buffers(dtype, A2.device)
     for tiles in plan.tiles(batch) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)

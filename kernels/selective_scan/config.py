@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "CHUNK",
+    "CUDA_CHUNK",
     "ChunkedConfig",
     "CudaConfig",
     "backward_config",
@@ -16,21 +17,21 @@ __all__ = [
 ]
 
 # A training forward saves the state at the entry of every chunk; a backward recomputes everything else. At 64 tokens
-# the saved states of N = 16 take a quarter of one fp32 activation.
-CHUNK = 64
+# the saved states of N = 16 take a quarter of one fp32 activation; a GPU's backward keeps 16 steps on the chip.
+CHUNK, CUDA_CHUNK = 64, 16
 
 
-def n_chunks(positions: int) -> int:
+def n_chunks(positions: int, chunk: int = CHUNK) -> int:
     """Number of chunks for a grid of this many positions (symbolic sizes work too)."""
-    return (positions + CHUNK - 1) // CHUNK
+    return (positions + chunk - 1) // chunk
 
 
-def n_saved(positions: int) -> int:
-    """Saved states: one at the entry of every chunk and the last one.
+def n_saved(positions: int, device_type: str) -> int:
+    """Saved states: one at the entry of every chunk and the last one, the same for all backends of a device.
 
     Never 1, which a compiler would treat as a special size and compile short sequences a second time for.
     """
-    return n_chunks(positions) + 1
+    return n_chunks(positions, CUDA_CHUNK if device_type == "cuda" else CHUNK) + 1
 
 
 @dataclass(frozen=True)
@@ -64,40 +65,53 @@ class CudaConfig:
     """How a CUDA pass is cut.
 
     Attributes:
-        threads: per block of the forward.
-        channels: neighbouring channels a thread of the forward owns, where pairs can be loaded.
-        segment: steps walked by one block, a multiple of `CHUNK`.
-        segments: blocks along a route; more than one costs a pass over the inputs to find their entry states.
+        channels: neighbouring channels a thread of the forward owns.
+        segment: steps walked by one warp (forward) or block (backward).
+        segments: pieces of a route; more than one costs a pass over the inputs to find their entry states.
     """
 
-    threads: int
     channels: int
     segment: int
     segments: int
 
 
-def forward_config(rows: int, channels: int, steps: int) -> CudaConfig:
-    """Forward: enough warps to keep the exponential units busy, from routes alone where they suffice.
+# Warps that a multiprocessor holds at the kernels' register counts.
+WARPS = 12
+
+
+def forward_config(rows: int, channels: int, steps: int, pairs: bool, multiprocessors: int) -> CudaConfig:
+    """Forward: a warp per 32 or 64 channels of a route; enough of them to keep the exponential units busy.
+
+    Two channels a thread need fewer instructions; routes alone suffice where they nearly fill the GPU.
 
     Args:
         rows: batch x routes.
         channels: E.
         steps: of the longest route.
+        pairs: whether two channels can be loaded at once.
+        multiprocessors: of the device.
     """
-    warps = rows * -(-channels // 32)
-    per_thread = 2 if warps >= 2112 and channels >= 64 else 1
-    threads = 64 if channels > 32 * per_thread else 32
-    return CudaConfig(threads, per_thread, *_segments(warps, steps, enough=1024, wanted=2112))
+    full = WARPS * multiprocessors
+    one, two = rows * -(-channels // 32), rows * -(-channels // 64)
+    if pairs and two >= 0.85 * full:
+        return CudaConfig(2, max(steps, 1), 1)
+    if one >= 0.7 * full:
+        return CudaConfig(1, max(steps, 1), 1)
+    per_thread = 2 if pairs and channels >= 64 else 1
+    return CudaConfig(per_thread, *_segments(full / (two if per_thread == 2 else one), steps))
 
 
-def backward_config(rows: int, channels: int, steps: int) -> CudaConfig:
-    """Backward: blocks of four warps and 32 channels, three on a multiprocessor."""
-    warps = rows * -(-channels // 32) * 4
-    return CudaConfig(128, 2, *_segments(warps, steps, enough=1024, wanted=3168))
+def backward_config(rows: int, channels: int, steps: int, multiprocessors: int) -> CudaConfig:
+    """Backward: blocks of four warps and 64 channels, three on a multiprocessor."""
+    blocks, full = rows * -(-channels // 64), 3 * multiprocessors
+    if blocks >= 0.85 * full:
+        return CudaConfig(2, max(-(-steps // CUDA_CHUNK), 1) * CUDA_CHUNK, 1)
+    return CudaConfig(2, *_segments(2 * full / blocks, steps))
 
 
-def _segments(warps: int, steps: int, enough: int, wanted: int) -> tuple[int, int]:
-    chunks = max(n_chunks(steps), 1)
-    pieces = 1 if warps >= enough else min(chunks, -(-wanted // warps))
-    segment = -(-chunks // pieces) * CHUNK
+def _segments(wanted: float, steps: int) -> tuple[int, int]:
+    """Steps, a multiple of a chunk, and number of about `wanted` pieces of a route, none below three chunks."""
+    chunks = max(n_chunks(steps, CUDA_CHUNK), 1)
+    pieces = max(min(chunks // 3, round(wanted)), 1)
+    segment = -(-chunks // pieces) * CUDA_CHUNK
     return segment, max(-(-steps // segment), 1)

@@ -1,13 +1,14 @@
 """CUDA backend: every route of a scan in one launch a phase, compiled at run time from csrc/.
 
-Forward: a thread walks one channel of a segment of a route. Where batch x routes x channels do not fill the GPU, routes
-are cut into segments, whose entry states a first pass finds. Backward: see csrc/backward.cu. Nothing is accumulated by
-atomics, so two runs are bitwise equal.
+Forward: a thread walks one or two channels of a segment of a route; routes that are each other's reverse meet half-way
+and are merged there. Where batch x routes x channels do not fill the GPU, routes are cut into segments, whose entry
+states a first pass finds. Backward: see csrc/backward.cu. Nothing is accumulated by atomics: two runs are bitwise equal.
 """
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,23 +17,38 @@ from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.registry import Request
-from ssmvision.kernels.routes import Grid, route_index
 from ssmvision.kernels.selective_scan import chunked
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs
 from ssmvision.kernels.selective_scan.config import CudaConfig, backward_config, forward_config, n_saved
-from ssmvision.kernels.selective_scan.cuda_programs import IO, BackwardOut, ForwardOut, Scan, state_lanes
+from ssmvision.kernels.selective_scan.cuda_inputs import Inputs, as_stream, inputs, pairs_fit, quads_fit
+from ssmvision.kernels.selective_scan.cuda_programs import (
+    IO,
+    BackwardOut,
+    ForwardOut,
+    Scan,
+    StateOut,
+    state_lanes,
+)
+from ssmvision.kernels.selective_scan.route_table import RouteTable, route_table
 
 __all__ = ["backward", "can_run", "forward"]
 
 GROUP = 16  # states per launch
-BACKWARD_SHARED_BYTES = 76544  # sizeof(Shared) in csrc/backward.cu
-BLOCK = 256
+BACKWARD_CHANNELS = 64  # of a block of csrc/backward.cu
+BLOCK, CARRY_THREADS = 256, 512  # the latter: 32 RUNS of csrc/merge.cu
+# How routes meet: macro OUT of csrc/forward.cu.
+APART, FINISHED, PAIR_FINISHED, PAIRS_APART = range(4)
 
 
 @lru_cache(maxsize=1024)
 def _kernel(program: str, name: str, device: int, **defines: int) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(program, name, defines, device)
+
+
+@lru_cache(maxsize=64)
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def can_run(request: Request) -> str | None:
@@ -44,175 +60,157 @@ def can_run(request: Request) -> str | None:
     return available(request.device)
 
 
-class _Table(NamedTuple):
-    """Routes on a device: positions (K, M) and lengths (K,), int32."""
-
-    route: Tensor
-    lengths: Tensor
-    steps: int
-    covers: bool
-
-
-@lru_cache(maxsize=256)
-def _table(routes: tuple[str, ...], grid: Grid, device: torch.device) -> _Table:
-    walks = [torch.from_numpy(route_index(name, grid).copy()) for name in routes]
-    lengths = [len(walk) for walk in walks]
-    route = torch.zeros(len(routes), max(lengths), dtype=torch.int32)
-    for row, walk in zip(route, walks, strict=True):
-        row[: len(walk)] = walk
-    positions = 1
-    for size in grid:
-        positions *= size
-    covers = min(lengths) == positions
-    return _Table(route.to(device), torch.tensor(lengths, dtype=torch.int32).to(device), max(lengths), covers)
-
-
-class _Inputs(NamedTuple):
-    """The op's inputs, contiguous: x, delta, B, C and z in one dtype, A, D and bias in float32."""
-
-    x: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    bias: Tensor | None
-
-
-def _inputs(args: ScanArgs, *others: Tensor) -> tuple[_Inputs, torch.dtype]:
-    walked = [t for t in (args.x, args.delta, args.B, args.C, args.z, *others) if t is not None]
-    dtype = walked[0].dtype
-    for t in walked:
-        dtype = torch.promote_types(dtype, t.dtype)
-
-    def wide(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.to(dtype).contiguous()
-
-    def exact(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.float().contiguous()
-
-    x, delta, B, C = (t.to(dtype).contiguous() for t in (args.x, args.delta, args.B, args.C))
-    A = args.A.float().contiguous()
-    return _Inputs(x, delta, A, B, C, exact(args.D), wide(args.z), exact(args.delta_bias)), dtype
-
-
 def _address(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def _pairs(t: _Inputs, x: Tensor) -> bool:
-    """Whether two neighbouring channels may be read and written at once."""
-    walked = [v for v in (x, t.x, t.delta, t.z) if v is not None]
-    return t.delta.shape[-1] % 2 == 0 and all(v.data_ptr() % (2 * v.element_size()) == 0 for v in walked)
+class _Pass(NamedTuple):
+    """What the launches of one direction share: inputs, routes, cut, and the definitions common to all kernels."""
 
+    t: Inputs
+    walked: Tensor  # x, or the incoming gradient
+    table: RouteTable
+    config: CudaConfig
+    scale: float
+    defines: dict[str, int]
 
-def _forward_defines(args: ScanArgs, dtype: torch.dtype, states: int, channels: int, threads: int) -> dict[str, int]:
-    flags = {"SOFTPLUS": int(args.delta_softplus), "GATE": int(args.z is not None)}
-    return {"IO": IO[dtype], "NS": state_lanes(min(states, GROUP)), "CH": channels, "THREADS": threads, **flags}
+    @property
+    def device(self) -> int:
+        """Index of the device."""
+        return int(self.walked.device.index)
 
-
-def _scan(args: ScanArgs, t: _Inputs, x: Tensor, table: _Table, config: CudaConfig, tile: int) -> Scan:
-    """The parameter block of a pass; `_launch` fills in the group of states."""
-    batch, routes, length, channels = t.delta.shape
-    return Scan(
-        *(_address(v) for v in (x, t.delta, t.B, t.C, t.z, t.A, t.D, t.bias, table.route, table.lengths)),
-        L=length,
-        batch=batch,
-        K=routes,
-        E=channels,
-        N=t.A.shape[2],
-        M=table.route.shape[1],
-        segments=config.segments,
-        segment=config.segment,
-        tiles=-(-channels // tile),
-        x_per_route=int(x.dim() == 4),
-        scale=1 / routes if args.merge == "mean" else 1.0,
-    )
+    def scan(self, channels: int, mirrored: bool) -> Scan:
+        """The parameter block for kernels whose tiles have this many channels; `_launch` fills in the states."""
+        t, table, config = self.t, self.table, self.config
+        batch, routes, length, width = t.delta.shape
+        return Scan(
+            *(as_stream(v) for v in (self.walked, t.delta, t.B, t.C, t.z)),
+            *(_address(v) for v in (t.A, t.D, t.bias, table.route, table.lengths)),
+            mirror=_address(table.mirror) if mirrored else None,
+            L=length,
+            batch=batch,
+            K=routes,
+            E=width,
+            N=t.A.shape[2],
+            M=table.route.shape[1],
+            segments=config.segments,
+            segment=config.segment,
+            tiles=-(-width // channels),
+            scale=self.scale,
+        )
 
 
 def _launch(
-    program: str, name: str, defines: dict[str, int], scan: Scan, out: ctypes.Structure, threads: int, device: int,
-    shared_bytes: int = 0,
+    program: str, name: str, defines: dict[str, int], scan: Scan, out: ctypes.Structure, blocks: int, threads: int,
+    device: int, shared_bytes: int = 0,
 ) -> None:  # fmt: skip
     """One launch for each 16 states."""
-    blocks = scan.tiles * scan.segments * scan.batch * scan.K
+    compiled = _kernel(program, name, device, **defines)
     for n0 in range(0, scan.N, GROUP):
         scan.n0, scan.Ns = n0, min(GROUP, scan.N - n0)
-        compiled = _kernel(program, name, device, **defines)
         compiled.launch((blocks, 1, 1), (threads, 1, 1), shared_bytes, None, (scan, out))
 
 
-def _carry(t: _Inputs, scan: Scan, end: Tensor, sum_dt: Tensor, start: Tensor | None, io: int, reverse: bool) -> Tensor:
-    """State entering each segment, (B, K, segments, N, E)."""
+def _segment_entries(p: _Pass, mirrored: bool, start: Tensor | None, reverse: bool) -> Tensor:
+    """State entering each segment, (B, K, segments, N, E); in reverse the adjoint, from behind."""
+    scan = p.scan(32 * p.config.channels, mirrored)
+    device = p.walked.device
+    shape = (scan.batch, scan.K, scan.segments)
+    end = torch.empty(*shape, scan.N, scan.E, device=device)
+    sum_dt = torch.empty(*shape, scan.E, device=device)
+    out = StateOut(end.data_ptr(), sum_dt.data_ptr())
+    blocks = scan.tiles * scan.segments * scan.batch * scan.K
+    defines = {**p.defines, "CH": p.config.channels}
+    _launch("scan_state", "scan_adjoint" if reverse else "scan_state", defines, scan, out, blocks, 32, p.device)
     entry = torch.empty_like(end)
     rows = scan.batch * scan.K
-    total = rows * scan.N * scan.E
-    _kernel("scan_merge", "carry", end.device.index, IO=io).launch(
-        (-(-total // BLOCK), 1, 1),
-        (BLOCK, 1, 1),
+    _kernel("scan_merge", "carry", p.device, IO=p.defines["IO"]).launch(
+        (-(-rows * scan.N * scan.E // 32), 1, 1),
+        (CARRY_THREADS, 1, 1),
         0,
         None,
-        (end, sum_dt, t.A, start, entry, None, rows, scan.K, scan.segments, scan.N, scan.E, int(reverse)),
+        (end, sum_dt, p.t.A, start, entry, rows, scan.K, scan.segments, scan.N, scan.E, int(reverse)),
     )
     return entry
 
 
-def _segment_entries(t: _Inputs, scan: Scan, defines: dict[str, int], start: Tensor | None, reverse: bool) -> Tensor:
-    """First pass over segments from zero, then the carries between them."""
-    device = t.delta.device
-    shape = (scan.batch, scan.K, scan.segments)
-    end = torch.empty(*shape, scan.N, scan.E, device=device)
-    sum_dt = torch.empty(*shape, scan.E, device=device)
-    out = ForwardOut(end=end.data_ptr(), sum_dt=sum_dt.data_ptr())
-    name = "scan_adjoint" if reverse else "scan_state"
-    _launch("scan_forward", name, defines, scan, out, defines["THREADS"], device.index)
-    return _carry(t, scan, end, sum_dt, start, defines["IO"], reverse)
+def _meeting(args: ScanArgs, table: RouteTable, n_state: int) -> int:
+    """Value of OUT."""
+    if n_state > GROUP:
+        return APART
+    if args.merge == "none" or len(args.routes) == 1:
+        return FINISHED
+    if table.pairs is None:
+        return APART
+    return PAIR_FINISHED if len(args.routes) == 2 else PAIRS_APART
+
+
+def _forward_pass(args: ScanArgs) -> _Pass:
+    t = inputs(args)
+    batch, routes, _, width = t.delta.shape
+    table = route_table(args.routes, args.grid, t.delta.device)
+    pairs = pairs_fit(t, t.x)
+    config = forward_config(batch * routes, width, table.steps, pairs, _multiprocessors(t.delta.device.index))
+    defines = {
+        "IO": IO[t.x.dtype],
+        "NS": state_lanes(min(t.A.shape[2], GROUP)),
+        "VEC": int(quads_fit(t)),
+        "SOFTPLUS": int(args.delta_softplus),
+        "GATE": 0,
+    }
+    return _Pass(t, t.x, table, config, 1 / routes if args.merge == "mean" else 1.0, defines)
 
 
 def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Scan; returns as `chunked.forward`."""
     if args.delta.numel() == 0:
         return chunked.forward(args, save_states)
-    t, dtype = _inputs(args)
-    device = t.delta.device
-    batch, routes, length, channels = t.delta.shape
-    table = _table(args.routes, args.grid, device)
-    config = forward_config(batch * routes, channels, table.steps)
-    n_state = t.A.shape[2]
-    ch = config.channels if _pairs(t, t.x) else 1
-    defines = _forward_defines(args, dtype, n_state, ch, config.threads)
-    scan = _scan(args, t, t.x, table, config, config.threads * ch)
-    last = torch.empty(batch, routes, n_state, channels, device=device)
-    saved = torch.empty(n_saved(length) if save_states else 0, *last.shape, device=device)
-    entry = _segment_entries(t, scan, defines, None, reverse=False) if config.segments > 1 else None
+    p = _forward_pass(args)
+    t, table, device = p.t, p.table, p.walked.device
+    batch, routes, length, width = t.delta.shape
+    n_state, dtype = t.A.shape[2], t.x.dtype
+    last = torch.empty(batch, routes, width, n_state, device=device)
+    saved = torch.empty(n_saved(length, "cuda") if save_states else 0, batch, routes, n_state, width, device=device)
+    meeting = _meeting(args, table, n_state)
+    walkers = 2 if meeting >= PAIR_FINISHED else 1
+    entry = _segment_entries(p, walkers == 2, None, reverse=False) if p.config.segments > 1 else None
 
     apart = args.merge == "none"
-    direct = (apart or routes == 1) and n_state <= GROUP
     new = torch.empty if table.covers else torch.zeros
-    out = new((batch, routes, length, channels) if apart else (batch, length, channels), dtype=dtype, device=device)
+    out = new((batch, routes, length, width) if apart else (batch, length, width), dtype=dtype, device=device)
     ungated = new(out.shape, dtype=dtype, device=device) if t.z is not None and save_states else None
-    partial = None if direct else new((batch, routes, length, channels), device=device)
-    shown = (out, None, ungated) if direct else (None, partial, None)
+    partial = None if meeting == FINISHED else new((batch, routes // walkers, length, width), device=device)
+    finishes = meeting in (FINISHED, PAIR_FINISHED)
     block = ForwardOut(
-        *(_address(v) for v in (*shown, entry, saved if save_states else None, last)), out_per_route=int(apart)
+        out=out.data_ptr() if finishes else None,
+        partial=_address(partial),
+        ungated=_address(ungated) if finishes else None,
+        entry=_address(entry),
+        saved=saved.data_ptr() if save_states else None,
+        last=last.data_ptr(),
+        pairs=_address(table.pairs),
+        out_per_route=int(apart),
     )
-    _launch("scan_forward", "scan_forward", defines, scan, block, config.threads, device.index)
-    if partial is not None:
-        _merge(t, partial, ungated, out, scan, apart)
+    scan = p.scan(32 * p.config.channels, walkers == 2)
+    defines = {**p.defines, "CH": p.config.channels, "OUT": meeting, "GATE": int(finishes and t.z is not None)}
+    blocks = scan.tiles * scan.segments * batch * (routes // walkers)
+    _launch("scan_forward", "scan_forward", defines, scan, block, blocks, 32 * walkers, p.device)
+    if partial is not None and not finishes:
+        _merge(partial, t.z, ungated, out, p.scale)
     ungated = None if ungated is None else ungated.to(args.x.dtype)
-    return out.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved, ungated
+    return out.to(args.x.dtype), last, saved, ungated
 
 
-def _merge(t: _Inputs, partial: Tensor, ungated: Tensor | None, out: Tensor, scan: Scan, apart: bool) -> None:
-    total = out.numel()
-    per_batch = total if apart else total // scan.batch
+def _merge(partial: Tensor, z: Tensor | None, ungated: Tensor | None, out: Tensor, scale: float) -> None:
+    """Fill out (B, L, E) with silu(z) scale (sum of the parts (B, G, L, E)); with G = 1 both may be (B, K, L, E)."""
+    batch, parts = (1, 1) if out.dim() == 4 else partial.shape[:2]
+    size = out.numel() // batch
     _kernel("scan_merge", "merge", out.device.index, IO=IO[out.dtype]).launch(
-        _spread(total),
+        (min(-(-size // BLOCK), 4096), batch, 1),
         (BLOCK, 1, 1),
         0,
         None,
-        (partial, t.z, ungated, out, scan.scale, 1 if apart else scan.K, per_batch, total),
+        (partial, None if z is None else z.contiguous(), ungated, out, scale, parts, size, int(size % 4 == 0)),
     )
 
 
@@ -220,28 +218,33 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     """Gradients; takes and returns as `chunked.backward`."""
     if args.delta.numel() == 0:
         return chunked.backward(args, saved, ungated, dout, dlast)
-    t, dtype = _inputs(args, dout)
-    dout = dout.to(dtype).contiguous()
-    batch, routes, _, channels = t.delta.shape
-    table = _table(args.routes, args.grid, t.delta.device)
-    config = backward_config(batch * routes, channels, table.steps)
-    scan = _scan(args, t, dout, table, config, 32)
+    t = inputs(args, dout)
+    dout = dout.to(t.x.dtype).contiguous()
+    batch, routes, _, width = t.delta.shape
+    table = route_table(args.routes, args.grid, dout.device)
+    config = backward_config(batch * routes, width, table.steps, _multiprocessors(dout.device.index))
+    n_state, pairs = t.A.shape[2], pairs_fit(t, dout)
+    defines = {
+        "IO": IO[dout.dtype],
+        "NS": state_lanes(min(n_state, GROUP)),
+        "VEC": int(quads_fit(t)),
+        "SOFTPLUS": int(args.delta_softplus),
+        "GATE": int(t.z is not None),
+    }
+    scale = 1 / routes if args.merge == "mean" else 1.0
+    p = _Pass(t, dout, table, replace(config, channels=2 if pairs else 1), scale, defines)
     carry = None if dlast is None else dlast.float().transpose(2, 3).contiguous()
     if config.segments > 1:
-        carry = _adjoint_entries(args, t, dout, table, config, carry, dtype)
+        carry = _segment_entries(p, False, carry, reverse=True)
+    parts = _backward_routes(p, saved, carry, pairs)
 
-    parts = _parts(t, scan, table.covers, dtype)
-    flags = {"PAIRS": int(_pairs(t, dout)), "SOFTPLUS": int(args.delta_softplus), "GATE": int(t.z is not None)}
-    defines = {"IO": IO[dtype], **flags}
-    block = _backward_out(t, scan, parts, saved, carry)
-    _launch("scan_backward", "scan_backward", defines, scan, block, 128, dout.device.index, BACKWARD_SHARED_BYTES)
-
-    dB, dC, dA = torch.empty_like(t.B), torch.empty_like(t.C), torch.empty_like(t.A)
-    dD, dbias = (torch.empty(routes, channels, device=dout.device) for _ in range(2))
+    dB, dC = (torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (t.B, t.C))
+    dA = torch.empty_like(t.A)
+    dD, dbias = (torch.empty(routes, width, device=dout.device) for _ in range(2))
     _sum_rows(parts.BC.flatten(1), dB, dC)
     _sum_rows(parts.ADb, dA, dD, dbias)
-    dx = _sum_routes(parts.x, dtype) if t.x.dim() == 3 else parts.x
-    dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dtype).contiguous())
+    dx = _sum_routes(parts.x, dout.dtype) if t.x.dim() == 3 else parts.x
+    dz = None if t.z is None or ungated is None else _gate_backward(t.z, dout, ungated.to(dout.dtype).contiguous())
     grads = (dx, parts.delta, dA, dB, dC, dD, dz, dbias)
     return tuple(None if v is None or g is None else g.to(v.dtype) for g, v in zip(grads, args[:8], strict=True))
 
@@ -258,28 +261,31 @@ class _Parts(NamedTuple):
     ADb: Tensor
 
 
-def _parts(t: _Inputs, scan: Scan, covers: bool, dtype: torch.dtype) -> _Parts:
+def _parts(t: Inputs, scan: Scan, covers: bool, dtype: torch.dtype) -> _Parts:
     """Floats where something is added up afterwards; zeros where a route does not reach every position."""
     device, grouped = t.delta.device, scan.N > GROUP
     new = torch.empty if covers else torch.zeros
-    dx = new(t.delta.shape, dtype=torch.float32 if grouped or t.x.dim() == 3 else dtype, device=device)
-    ddelta = new(t.delta.shape, dtype=torch.float32 if grouped else dtype, device=device)
-    BC = new(scan.tiles, 2, t.B.numel(), device=device)
+    shape = t.delta.shape
+    dx = new(shape, dtype=torch.float32 if grouped or t.x.dim() == 3 else dtype, device=device)
+    ddelta = new(shape, dtype=torch.float32 if grouped else dtype, device=device)
+    BC = new(scan.tiles, 2, scan.batch * scan.K * scan.L * scan.N, device=device)
     ADb = torch.empty(scan.batch * scan.segments, scan.K * scan.E * (scan.N + 2), device=device)
     return _Parts(dx, ddelta, BC, ADb)
 
 
-def _backward_out(t: _Inputs, scan: Scan, parts: _Parts, saved: Tensor, carry: Tensor | None) -> BackwardOut:
-    grouped = scan.N > GROUP
-    x_float, n_bc, n_ke = grouped or t.x.dim() == 3, t.B.numel(), scan.K * scan.E
+def _backward_routes(p: _Pass, saved: Tensor, carry: Tensor | None, pairs: bool) -> _Parts:
+    t = p.t
+    scan = p.scan(BACKWARD_CHANNELS, False)
+    parts = _parts(t, scan, p.table.covers, p.walked.dtype)
+    n_bc, n_ke = parts.BC.shape[2], scan.K * scan.E
     BC, A = parts.BC.data_ptr(), parts.ADb.data_ptr()
     D = A + 4 * n_ke * scan.N
-    return BackwardOut(
-        *(_address(v) for v in (t.x, saved, carry)),
-        dx=None if x_float else parts.x.data_ptr(),
-        ddelta=None if grouped else parts.delta.data_ptr(),
-        dx_sum=parts.x.data_ptr() if x_float else None,
-        ddelta_sum=parts.delta.data_ptr() if grouped else None,
+    out = BackwardOut(
+        u=as_stream(t.x),
+        saved=saved.data_ptr(),
+        carry=_address(carry),
+        dx=parts.x.data_ptr(),
+        ddelta=parts.delta.data_ptr(),
         dB=BC,
         dC=BC + 4 * n_bc,
         dA=A,
@@ -287,8 +293,22 @@ def _backward_out(t: _Inputs, scan: Scan, parts: _Parts, saved: Tensor, carry: T
         dbias=D + 4 * n_ke,
         per_tile=2 * n_bc,
         per_segment=parts.ADb.shape[1],
-        u_per_route=int(t.x.dim() == 4),
     )
+    lanes = state_lanes(min(scan.N, GROUP), least=4)
+    flags = {"PAIRS": int(pairs), "FLOAT_DX": int(t.x.dim() == 3), "GROUPED": int(scan.N > GROUP)}
+    blocks = scan.tiles * scan.segments * scan.batch * scan.K
+    defines = {**p.defines, **flags, "NS": lanes}
+    size = backward_shared_bytes(lanes, t.x.element_size(), p.defines["GATE"])
+    _launch("scan_backward", "scan_backward", defines, scan, out, blocks, 128, p.device, size)
+    return parts
+
+
+def backward_shared_bytes(states: int, element: int, gate: int) -> int:
+    """sizeof(Shared) in csrc/backward.cu."""
+    warps, chunk, lanes = 4, 16, states // 4
+    per_pair = 16 + 8 + (4 + gate) * 2 * element
+    per_warp = chunk * 8 * per_pair + 5 * lanes * 32 * 8 + 4 * 36 * 16 + 8 * 2 * 3 * 4
+    return warps * (per_warp + 2 * lanes * 34 * 16) + 2 * chunk * 2 * states * 4 + 2 * chunk * 4
 
 
 def _spread(n: int) -> tuple[int, int, int]:
@@ -308,34 +328,27 @@ def _sum_rows(part: Tensor, *outs: Tensor) -> None:
 
 def _sum_routes(part: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum of a float (B, K, L, E) over its routes, in `dtype`."""
-    batch, routes, length, channels = part.shape
-    out = torch.empty(batch, length, channels, dtype=dtype, device=part.device)
-    launch = _kernel("scan_merge", "merge", part.device.index, IO=IO[dtype]).launch
-    per_batch = length * channels
-    launch(_spread(out.numel()), (BLOCK, 1, 1), 0, None, (part, None, None, out, 1.0, routes, per_batch, out.numel()))
+    batch, _, length, width = part.shape
+    out = torch.empty(batch, length, width, dtype=dtype, device=part.device)
+    _merge(part, None, None, out, 1.0)
     return out
 
 
-def _adjoint_entries(
-    args: ScanArgs,
-    t: _Inputs,
-    dout: Tensor,
-    table: _Table,
-    config: CudaConfig,
-    start: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Adjoint entering each segment from behind: the forward's first pass on the reverse recurrence."""
-    threads = forward_config(1, t.delta.shape[-1], table.steps).threads
-    scan = _scan(args, t._replace(B=t.C), dout, table, config, threads)
-    defines = _forward_defines(args, dtype, scan.N, 1, threads)
-    return _segment_entries(t, scan, defines, start, reverse=True)
-
-
 def _gate_backward(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
-    dz = torch.empty_like(z)
-    total = z.numel()
+    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    width = z.shape[-1]
+    rows = z.flatten(1, -2) if z.dim() == 3 else z.contiguous().flatten(1, 2)
+    walked = (dout, rows, ungated, dz)
+    size = 4 * z.element_size()
+    fours = (
+        width % 4 == 0 and all(v.data_ptr() % size == 0 for v in walked) and not any(s % 4 for s in rows.stride()[:2])
+    )
+    threads = 128 if width > 256 else 64
     _kernel("scan_merge", "gate_backward", z.device.index, IO=IO[z.dtype]).launch(
-        _spread(total), (BLOCK, 1, 1), 0, None, (dout, z, ungated, dz, total)
+        (rows.shape[0] * rows.shape[1], 1, 1),
+        (threads, 1, 1),
+        0,
+        None,
+        (*walked, width, rows.shape[1], rows.stride(0), rows.stride(1), int(fours)),
     )
     return dz

@@ -10,7 +10,7 @@ import torch
 
 from ssmvision.kernels.cuda import ProgramSpec, register_program
 
-__all__ = ["IO", "BackwardOut", "ForwardOut", "Scan", "state_lanes"]
+__all__ = ["IO", "BackwardOut", "ForwardOut", "Scan", "StateOut", "Stream", "state_lanes"]
 
 # Value of the macro IO.
 IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -26,52 +26,71 @@ def _ints(names: str) -> list[tuple[str, type[Any]]]:
     return [(name, INT) for name in names.split()]
 
 
+class Stream(ctypes.Structure):
+    """`struct Stream` of csrc/common.cuh; strides in bytes."""
+
+    _fields_ = _fields("at", ("batch", LONG), ("route", LONG), *_ints("row"))
+
+
 class Scan(ctypes.Structure):
     """`struct Scan` of csrc/common.cuh."""
 
-    _fields_ = _fields(
-        "x delta Bm Cm z A D bias route lengths",
-        ("L", LONG),
-        *_ints("batch K E N n0 Ns M segments segment tiles x_per_route"),
+    _fields_ = [
+        *((name, Stream) for name in ("x", "delta", "Bm", "Cm", "z")),
+        *_fields("A D bias route lengths mirror", ("L", LONG)),
+        *_ints("batch K E N n0 Ns M segments segment tiles"),
         ("scale", FLOAT),
-    )
+    ]
 
 
 class ForwardOut(ctypes.Structure):
     """`struct ForwardOut` of csrc/forward.cu."""
 
-    _fields_ = _fields("out partial ungated entry saved last end sum_dt", *_ints("out_per_route"))
+    _fields_ = _fields("out partial ungated entry saved last pairs", *_ints("out_per_route"))
+
+
+class StateOut(ctypes.Structure):
+    """`struct StateOut` of csrc/state.cu."""
+
+    _fields_ = _fields("end sum_dt")
 
 
 class BackwardOut(ctypes.Structure):
     """`struct BackwardOut` of csrc/backward.cu."""
 
-    _fields_ = _fields(
-        "u saved carry dx ddelta dx_sum ddelta_sum dB dC dA dD dbias",
-        ("per_tile", LONG),
-        ("per_segment", LONG),
-        *_ints("u_per_route"),
-    )
+    _fields_ = [
+        ("u", Stream),
+        *_fields("saved carry dx ddelta dB dC dA dD dbias", ("per_tile", LONG), ("per_segment", LONG)),
+    ]
 
 
-def state_lanes(states: int) -> int:
-    """Value of the macro NS: registers a thread of the forward keeps for this many states, at most 16."""
-    return next(size for size in (1, 2, 4, 8, 16) if states <= size)
+def state_lanes(states: int, least: int = 1) -> int:
+    """Value of the macro NS: states that a kernel keeps room for, where a launch has `states`, at most 16."""
+    return next(size for size in (1, 2, 4, 8, 16) if size >= max(states, least))
 
 
 FLOATS = tuple(IO.values())
-FORWARD = {"THREADS": 64, "SOFTPLUS": 1}
+WIDE = {"NS": 16, "CH": 2, "VEC": 1, "SOFTPLUS": 1}
 
 register_program(
     ProgramSpec(
         "scan_forward",
         PACKAGE,
         "csrc/forward.cu",
-        dict.fromkeys(("scan_forward", "scan_state", "scan_adjoint"), (Scan, ForwardOut)),
+        {"scan_forward": (Scan, ForwardOut)},
         [
-            {"IO": io, "NS": ns, "CH": ch, "GATE": gate, **FORWARD}
-            for io, ns, ch, gate in product(FLOATS, (1, 16), (1, 2), (0, 1))
+            {"IO": io, **WIDE, "OUT": out, "GATE": gate}
+            for io, (out, gate) in product(FLOATS, ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)))
         ],
+    )
+)
+register_program(
+    ProgramSpec(
+        "scan_state",
+        PACKAGE,
+        "csrc/state.cu",
+        dict.fromkeys(("scan_state", "scan_adjoint"), (Scan, StateOut)),
+        [{"IO": io, **WIDE, "GATE": gate} for io, gate in product(FLOATS, (0, 1))],
     )
 )
 register_program(
@@ -80,7 +99,10 @@ register_program(
         PACKAGE,
         "csrc/backward.cu",
         {"scan_backward": (Scan, BackwardOut)},
-        [{"IO": io, "PAIRS": 1, "SOFTPLUS": 1, "GATE": gate} for io, gate in product(FLOATS, (0, 1))],
+        [
+            {"IO": io, "NS": 16, "PAIRS": 1, "VEC": 1, "SOFTPLUS": 1, "GATE": gate, "FLOAT_DX": shared, "GROUPED": 0}
+            for io, gate, shared in product(FLOATS, (0, 1), (0, 1))
+        ],
     )
 )
 register_program(
@@ -89,10 +111,10 @@ register_program(
         PACKAGE,
         "csrc/merge.cu",
         {
-            "carry": (*(POINTER,) * 6, *(INT,) * 6),
-            "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, LONG),
+            "carry": (*(POINTER,) * 5, *(INT,) * 6),
+            "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, INT),
             "sum_rows": (*(POINTER,) * 4, INT, INT, LONG, LONG, LONG),
-            "gate_backward": (*(POINTER,) * 4, LONG),
+            "gate_backward": (*(POINTER,) * 4, INT, INT, LONG, LONG, INT),
         },
         [{"IO": io} for io in FLOATS],
     )

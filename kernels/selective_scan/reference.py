@@ -85,7 +85,7 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     with torch.no_grad():
         out, last = selective_scan_nd_reference(args)
     batch, routes, length = args.delta.shape[:3]
-    saved = n_saved(length) if save_states else 0
+    saved = n_saved(length, args.delta.device.type) if save_states else 0
     ungated = selective_scan_nd_reference(args._replace(z=None))[0] if save_states and args.z is not None else None
     return out.clone(), last, last.new_zeros(saved, batch, routes, *args.A.shape[:0:-1]), ungated
 

@@ -1,291 +1,451 @@
-// Backward selective scan. A warp owns 8 channels x 16 states of one route: a lane holds 2 channels x 2 states. Chunks of
-// 64 steps are taken from the last to the first: from the chunk's saved state a first sweep keeps the state at the entry of
-// every 8 steps in shared memory; then each 8 steps are recomputed into registers and walked backwards with the adjoint
-// g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}. dB and dC are summed over the warp's channels by tensor-core products with a
-// selector matrix, over the block's warps in shared memory, and over blocks by the caller: no atomics anywhere.
-// Defines: IO (0 float, 1 bfloat16, 2 half), PAIRS (whether io_pair may be used), SOFTPLUS, GATE (0, 1).
+// Backward selective scan. A warp owns 16 channels of one route, a lane 2 channels x NL of the NS states; lanes are
+// (half, states / NL, pair of channels). Chunks of 16 steps are taken from the last to the first: from the chunk's saved
+// state a first sweep leaves the state at the entry of every 4 steps in shared memory; then each 4 steps are recomputed
+// into registers and walked backwards with the adjoint g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}. dB and dC are summed over
+// the warp's channels by tensor-core products with a selector matrix, over the block's warps in shared memory, and over
+// blocks by the caller: no atomics anywhere.
+// Defines: IO (0 float, 1 bfloat16, 2 half), NS (4, 8, 16), PAIRS (whether io_pair may be used), VEC, SOFTPLUS, GATE (0, 1),
+// FLOAT_DX (1 where x is shared by routes, whose gradients are still to be added up), GROUPED (1 with more than 16 states:
+// gradients of x and delta are added up in floats).
 #include "common.cuh"
 
-constexpr int WARPS = 4, NS = 16, TILE = 8, TILES = CHUNK / TILE, CHANNELS = WARPS * 8, SUM_STRIDE = 36, BATCH = 4;
+#ifndef SUB
+#define SUB 4
+#endif
+#ifndef MINB
+#define MINB 3
+#endif
+constexpr int WARPS = 4, NL = NS / 4, SUBS = CHUNK / SUB, ROUNDS = CHUNK / 4, CHANNELS = WARPS * 16, CROSS = 36, SUMS = 34;
 constexpr bool SPLIT = IO == 0;  // float32 sums as high + low TF32 parts
 
 struct BackwardOut {
-  const io_t *u;       // the forward's x; p.x is dout, p.z the forward's gate
+  Stream u;            // the forward's x; p.x is dout, p.z the forward's gate
   const float *saved;  // (chunks + 1, B, K, N, E)
   const float *carry;  // (B, K, segments, N, E) adjoint entering each segment from behind; null: zero
-  io_t *dx, *ddelta;   // (B, K, L, E), or null where the float versions are wanted
-  float *dx_sum, *ddelta_sum;  // the same in float, added to from the second group of states on
+  void *dx, *ddelta;   // (B, K, L, E) of dx_t, ddelta_t
   float *dB, *dC;      // (B, K, L, N), once for each tile, `per_tile` apart
   float *dA;           // (K, E, N) and
   float *dD, *dbias;   // (K, E), once for each batch entry and segment, `per_segment` apart
   long long per_tile, per_segment;
-  int u_per_route;
 };
 
-struct Shared {
-  float4 step[WARPS][CHUNK][4];        // per channel pair: dt0, dt1, dt0 u0, dt1 u1
-  float2 dy[WARPS][CHUNK][4];
-  float4 state[WARPS][TILES][32];      // entry state of each 8 steps, per lane
-  float bc[CHUNK][8][4];               // per pair of states: B0, B1, C0, C1
-  float sums[2][WARPS][TILE][2][16];   // [dB/dC exchange] per warp
-  float4 cross[WARPS][TILE][SUM_STRIDE];
-  long long at[CHUNK];  // position x E
-  int pos[CHUNK];       // -1 beyond the segment's end
-};
+#if FLOAT_DX || GROUPED
+typedef float dx_t;
+#else
+typedef io_t dx_t;
+#endif
+#if GROUPED
+typedef float ddelta_t;
+#else
+typedef io_t ddelta_t;
+#endif
 
-__device__ __forceinline__ void select_sum(float4 &d, const unsigned (&q)[4], float b0, float b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d.x), "+f"(d.y), "+f"(d.z), "+f"(d.w)
-      : "r"(q[0]), "r"(q[1]), "r"(q[2]), "r"(q[3]), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
-__device__ __forceinline__ float low_part(float v) {
-  return v - __uint_as_float(__float_as_uint(v) & 0xffffe000u);
-}
 // Two neighbouring channels, as they are in memory.
 #if PAIRS
 typedef io_pair raw_t;
-__device__ __forceinline__ raw_t load_pair(const io_t *p, bool) { return *(const io_pair *)p; }
 __device__ __forceinline__ float2 widen(raw_t v) { return unpack(v); }
 #else
 struct raw_t {
   io_t v[2];
 };
-__device__ __forceinline__ raw_t load_pair(const io_t *p, bool second) { return {{p[0], p[second]}}; }
 __device__ __forceinline__ float2 widen(raw_t r) { return make_float2(to_float(r.v[0]), to_float(r.v[1])); }
 #endif
 
-// Two channels' gradients: rounded into `out`, or where that is null kept or added up in `sum`.
-__device__ __forceinline__ void put_pair(io_t *out, float *sum, long long at, const float (&v)[2], bool ok0, bool ok1,
-                                         int add) {
-  if (PAIRS && out) {
-    if (ok0) *(io_pair *)(out + at) = pack(make_float2(v[0], v[1]));
+
+struct WarpShared {
+  float4 step[CHUNK][8];       // per pair of channels: sizes s0, s1 in units of ln 2, s0 u0, s1 u1
+  float4 cross[SUB][CROSS];
+  float2 dy[CHUNK][8];
+  float2 entry[SUBS][NL][32];  // state before every 4 steps, per lane
+  float2 next_entry[NL][32];   // of the next chunk
+  raw_t next[3 + GATE][CHUNK][8];  // the next chunk's u, delta, dy and gate
+  raw_t u[CHUNK][8];
+  float bias[8][2], skip[8][2], scale[8][2];
+};
+struct Shared {
+  WarpShared warp[WARPS];
+  float bc[2][CHUNK][2][NS];        // ln 2 B, C
+  float4 sums[2][WARPS][NL][SUMS];  // 8 steps' dC and dB per warp
+  int pos[2][CHUNK];                // -1 beyond the segment's end
+};
+#ifdef SHARED_BYTES
+static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.py counts the shared memory too");
+#endif
+
+// Two neighbouring values on their way to shared memory; `second` where there is a second one.
+template <typename P, typename T> __device__ __forceinline__ void send_pair(P *to, const T *from, bool second) {
+#if PAIRS
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+               "n"(sizeof(P)));
+#else
+  T *v = (T *)to;
+  v[0] = from[0], v[1] = from[second];
+#endif
+}
+__device__ __forceinline__ void wait_for_pairs() {
+#if PAIRS
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+// Adds v0 over the four lanes that hold a state's channels into d's rows 0-7, row = lane / 4, and v1 into rows 8-15; into
+// the column whose number is the lane / 4 that has q = 1.
+__device__ __forceinline__ void select_sum(float4 &d, float v0, float v1, unsigned q) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d.x), "+f"(d.y), "+f"(d.z), "+f"(d.w)
+      : "r"(__float_as_uint(v0)), "r"(__float_as_uint(v1)), "r"(q));
+}
+__device__ __forceinline__ float low_part(float v) { return v - __uint_as_float(__float_as_uint(v) & 0xffffe000u); }
+
+__device__ __forceinline__ void put_pair(io_pair *to, float v0, float v1) { *to = pack(make_float2(v0, v1)); }
+// Two channels' gradients in row `pos`, added to what another group of states left there.
+template <typename T>
+__device__ __forceinline__ void put_pair(T *to, int pos, int E, float v0, float v1, const bool (&ok)[2], bool add) {
+  to = at_row(to, pos, E * (int)sizeof(T));
+  if (PAIRS && sizeof(T) == sizeof(io_t) && !add) {
+    if (ok[0]) put_pair((io_pair *)to, v0, v1);
     return;
   }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (!(i ? ok1 : ok0)) continue;
-    if (out) out[at + i] = from_float<io_t>(v[i]);
-    else sum[at + i] = add ? sum[at + i] + v[i] : v[i];
-  }
+  if (ok[0]) to[0] = from_float<T>(v0 + (add ? to_float(to[0]) : 0.f));
+  if (ok[1]) to[1] = from_float<T>(v1 + (add ? to_float(to[1]) : 0.f));
+}
+// d softplus(x) / dx = 1 - exp(-softplus(x)), from the step size in units of ln 2; three terms where it is small.
+__device__ __forceinline__ float slope(float s) {
+  const float x = s * LN2;
+  return x < 0.015625f ? x * fmaf(x, fmaf(x, 0.16666667f, -0.5f), 1.f) : 1.f - ex2(-s);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const Scan p, const BackwardOut o) {
-  extern __shared__ __align__(16) char raw_shared[];
-  Shared &sm = *reinterpret_cast<Shared *>(raw_shared);
-  const Where w(p);
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-  const int cp = lane & 3, tr = lane >> 2, s0 = tr * 2;
-  const int e = w.tile * CHANNELS + warp * 8 + cp * 2;
-  const bool ok0 = e < p.E, ok1 = e + 1 < p.E;
-  const long long bk = (long long)w.b * p.K + w.k, slot = bk * p.segments + w.segment;
-  const long long row = row_of(p, w), dy_row = x_row_of(p, w);
-  const long long u_row = (o.u_per_route ? bk : (long long)w.b) * p.L;
-  const int len = p.lengths[w.k], first = w.segment * p.segment, stop = min(first + p.segment, len);
-  const int *route = p.route + (long long)w.k * p.M;
-  const long long ke = (long long)w.k * p.E + e;
-  // Lanes beyond the channels read the first ones: their decay is 1 and their dy 0, and they write nothing.
-  const int at_e = ok0 ? e : 0;
-  const io_t *pu = o.u + u_row * p.E + at_e, *pd = p.delta + row * p.E + at_e, *py = p.x + dy_row * p.E + at_e;
-  const io_t *pz = GATE ? p.z + dy_row * p.E + at_e : nullptr;
+struct Backward {
+  const Scan &p;
+  const BackwardOut &o;
+  Shared &sm;
+  WarpShared &mine;
+  int tid, lane, warp, tile, segment, b, k;
+  int first, stop;
+  const int *route;
+  // As owner of 2 channels x NL states.
+  int e, n0;
+  bool ok[2];
+  float A[2][NL], dA[2][NL], g[2][NL];
+  float4 d[NL];
+  // As handler of a step and a pair of channels.
+  int pair, pair_e, next_pos[ROUNDS];
+  bool pair_ok[2];
+  long long at_pair;  // its first channel, in bytes of io_t
+  dx_t *dx;
+  ddelta_t *ddelta;
+  float sum_D[2], sum_bias[2];
+  // As loader of 4 values of B or C.
+  int bc_n;
+  io_t bc[NS / 4];
 
-  float a2[2][2], dA[2][2] = {}, g[2][2];  // [channel][state]
+  __device__ __forceinline__ Backward(const Scan &p, const BackwardOut &o, Shared &sm)
+      : p(p), o(o), sm(sm), mine(sm.warp[threadIdx.x >> 5]), tid(threadIdx.x), lane(tid & 31), warp(tid >> 5), d{} {
+    unsigned id = blockIdx.x;
+    tile = id % p.tiles, id /= p.tiles;
+    segment = id % p.segments, id /= p.segments;
+    b = id % p.batch, k = id / p.batch;
+    const Span span(p, k, segment);
+    first = span.first, stop = span.stop, route = p.route + (long long)k * p.M;
+    const int base = tile * CHANNELS + warp * 16;
+    e = base + (lane >> 4) * 8 + (lane & 3) * 2, n0 = (lane >> 2 & 3) * NL;
+    const long long slot = ((long long)b * p.K + k) * p.segments + segment;
 #pragma unroll
-  for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
+      ok[i] = e + i < p.E;
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int n = s0 + j;
-      a2[i][j] = load_A(p, w.k, n, e + i);
-      g[i][j] = o.carry && e + i < p.E && n < p.Ns ? o.carry[state_at(p, slot, n, e + i)] : 0.f;
-    }
-  const float2 bias = p.bias ? make_float2(ok0 ? p.bias[ke] : 0.f, ok1 ? p.bias[ke + 1] : 0.f) : make_float2(0.f, 0.f);
-  const float2 skip =
-      p.D && p.n0 == 0 ? make_float2(ok0 ? p.D[ke] : 0.f, ok1 ? p.D[ke + 1] : 0.f) : make_float2(0.f, 0.f);
-  float2 sum_D = make_float2(0.f, 0.f), sum_bias = make_float2(0.f, 0.f);
-  // Rows 0-7 of the selector add the first operand over its four channel pairs, rows 8-15 the second. Opaque to the
-  // compiler, which would otherwise rebuild the constants before every product.
-  unsigned q[4] = {0x3f800000u, 0u, 0u, 0x3f800000u};
-  asm volatile("" : "+r"(q[0]), "+r"(q[1]), "+r"(q[2]), "+r"(q[3]));
-
-  const int chunks = first < stop ? (stop - first + CHUNK - 1) / CHUNK : 0;
-#pragma unroll 1
-  for (int c = chunks - 1; c >= 0; c--) {
-    const int base = first + c * CHUNK, steps = min(CHUNK, stop - base);
-    __syncthreads();
-    if (tid < CHUNK) {
-      const int pos = tid < steps ? route[base + tid] : -1;
-      sm.pos[tid] = pos;
-      sm.at[tid] = (long long)max(pos, 0) * p.E;
-    }
-    __syncthreads();
-    for (int i = tid; i < CHUNK * NS; i += WARPS * 32) {
-      const int t = i / NS, n = i % NS, pos = sm.pos[t];
-      const bool ok = pos >= 0 && n < p.Ns;
-      const long long at = (row + pos) * p.N + p.n0 + n;
-      sm.bc[t][n >> 1][n & 1] = ok ? to_float(p.Bm[at]) : 0.f;
-      sm.bc[t][n >> 1][2 + (n & 1)] = ok ? to_float(p.Cm[at]) : 0.f;
-    }
-#pragma unroll 1
-    for (int half = 0; half < TILES; half += BATCH) {  // all loads of a batch are on their way before the first is used
-      raw_t u[BATCH], d[BATCH], dy[BATCH], gate[GATE ? BATCH : 1];
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        const int t = (half + i) * TILE + tr;
-        const long long at = sm.at[t];
-        u[i] = load_pair(pu + at, ok1), d[i] = load_pair(pd + at, ok1), dy[i] = load_pair(py + at, ok1);
-        if (GATE) gate[i] = load_pair(pz + at, ok1);
+      for (int j = 0; j < NL; j++) {
+        A[i][j] = load_A(p, k, n0 + j, e + i), dA[i][j] = 0.f;
+        g[i][j] = o.carry && ok[i] && n0 + j < p.Ns ? o.carry[state_at(p, slot, n0 + j, e + i)] : 0.f;
       }
+    }
+    pair = lane & 7, pair_e = base + pair * 2;
 #pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        const int t = (half + i) * TILE + tr;
-        const bool ok = sm.pos[t] >= 0;
-        const float2 raw = widen(d[i]), x = widen(u[i]), y = widen(dy[i]);
-        const float dt0 = ok ? step_size(raw.x + bias.x) : 0.f, dt1 = ok ? step_size(raw.y + bias.y) : 0.f;
-        float2 g = make_float2(ok && ok0 ? y.x * p.scale : 0.f, ok && ok1 ? y.y * p.scale : 0.f);
-        if (GATE) {
-          const float2 z = widen(gate[i]);
-          g.x *= silu(z.x), g.y *= silu(z.y);
+    for (int i = 0; i < 2; i++) {
+      pair_ok[i] = pair_e + i < p.E;
+      const long long ke = (long long)k * p.E + pair_e + i;
+      if (lane < 8) {
+        mine.bias[pair][i] = p.bias && pair_ok[i] ? p.bias[ke] * LOG2E : 0.f;
+        mine.skip[pair][i] = p.D && p.n0 == 0 && pair_ok[i] ? p.D[ke] : 0.f;
+        mine.scale[pair][i] = pair_ok[i] ? p.scale : 0.f;
+      }
+      sum_D[i] = sum_bias[i] = 0.f;
+    }
+    // Pairs beyond the channels read the first one: their dy is 0, and they write nothing.
+    at_pair = (pair_ok[0] ? pair_e : 0) * (long long)sizeof(io_t);
+    const long long first_row = ((long long)b * p.K + k) * p.L * p.E + pair_e;
+    dx = (dx_t *)o.dx + first_row, ddelta = (ddelta_t *)o.ddelta + first_row;
+    bc_n = (tid & 3) * (NS / 4);
+  }
+
+  // Steps beyond the end repeat the last one, with a size and a gradient of zero.
+  __device__ __forceinline__ int position(int base, int t) const { return route[min(base + t, stop - 1)]; }
+  // Two steps to stage B and C: on their way, and into shared memory.
+  __device__ __forceinline__ void fetch_bc(int base) {
+    const Stream &from = tid & 4 ? p.Cm : p.Bm;
+    const io_t *at = at_row(row_of(from, b, k), position(base, tid >> 3), from.row) + p.n0 + bc_n;
+#if VEC
+    struct alignas(sizeof(bc)) Quad { io_t v[NS / 4]; };
+    *(Quad *)bc = *(const Quad *)at;
+#endif
+#pragma unroll
+    for (int i = 0; i < NS / 4; i++) {
+      if (!VEC) bc[i] = bc_n + i < p.Ns ? at[i] : from_float<io_t>(0.f);
+    }
+  }
+  __device__ __forceinline__ void put_bc(int base, int buffer) {
+    float *to = &sm.bc[buffer][tid >> 3][tid >> 2 & 1][bc_n];
+#pragma unroll
+    for (int i = 0; i < NS / 4; i++) to[i] = to_float(bc[i]) * (tid & 4 ? 1.f : LN2);
+    if (tid < CHUNK) sm.pos[buffer][tid] = base + tid < stop ? position(base, tid) : -1;
+  }
+  __device__ __forceinline__ const io_t *from(const Stream &s, int pos) const {
+    return ahead(row_of(s, b, k), (long long)pos * s.row + at_pair);
+  }
+  // The inputs of the chunk at `base` and the state before it, on their way.
+  __device__ __forceinline__ void send(int base) {
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+      const int t = i * 4 + (lane >> 3), pos = next_pos[i];
+      raw_t *to = &mine.next[0][t][pair];
+      send_pair(to, from(o.u, pos), pair_ok[1]);
+      send_pair(to + CHUNK * 8, from(p.delta, pos), pair_ok[1]);
+      send_pair(to + 2 * CHUNK * 8, from(p.x, pos), pair_ok[1]);
+      if (GATE) send_pair(to + 3 * GATE * CHUNK * 8, from(p.z, pos), pair_ok[1]);
+    }
+    const long long slot = (long long)(base / CHUNK) * p.batch * p.K + (long long)b * p.K + k;
+    const float *at = o.saved + state_at(p, slot, n0, ok[0] ? e : 0);
+#pragma unroll
+    for (int j = 0; j < NL; j++, at += p.E) {
+      if (VEC || n0 + j < p.Ns) send_pair(&mine.next_entry[j][lane], at, ok[1]);
+      else mine.next_entry[j][lane] = make_float2(0.f, 0.f);
+    }
+  }
+  __device__ __forceinline__ void look_ahead(int base) {
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) next_pos[i] = position(base, i * 4 + (lane >> 3));
+  }
+  // Step sizes, inputs and incoming gradients of a chunk for the warp's channels.
+  __device__ __forceinline__ void stage(int base) {
+    const float2 bias = *(const float2 *)mine.bias[pair], scale = *(const float2 *)mine.scale[pair];
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+      const int t = i * 4 + (lane >> 3);
+      const float in = base + t < stop ? 1.f : 0.f;
+      const raw_t *from = &mine.next[0][t][pair], u = from[0];
+      const float2 x = widen(u), raw = widen(from[CHUNK * 8]);
+      float2 y = widen(from[2 * CHUNK * 8]);
+      const float s0 = step_size(raw.x, bias.x) * in, s1 = step_size(raw.y, bias.y) * in;
+      y.x *= scale.x * in, y.y *= scale.y * in;
+      if (GATE) {
+        const float2 gate = widen(from[3 * GATE * CHUNK * 8]);
+        y.x *= silu(gate.x), y.y *= silu(gate.y);
+      }
+      mine.step[t][pair] = make_float4(s0, s1, s0 * x.x, s1 * x.y);
+      mine.dy[t][pair] = y;
+      mine.u[t][pair] = u;
+    }
+  }
+  __device__ __forceinline__ const float4 &step(int t) const { return mine.step[t][(lane >> 4) * 4 + (lane & 3)]; }
+  __device__ __forceinline__ const float2 &dy(int t) const { return mine.dy[t][(lane >> 4) * 4 + (lane & 3)]; }
+  __device__ __forceinline__ void states(int buffer, int which, int t, float (&v)[NL]) const {
+    struct alignas(4 * NL) Pack { float v[NL]; };
+    const Pack at = *(const Pack *)&sm.bc[buffer][t][which][n0];
+#pragma unroll
+    for (int j = 0; j < NL; j++) v[j] = at.v[j];
+  }
+  // States at the entry of every 4 of `live` steps, from the chunk's saved state.
+  __device__ __forceinline__ void sweep(const float2 (&start)[NL], int live, int buffer) {
+    float h[2][NL];
+#pragma unroll
+    for (int j = 0; j < NL; j++) h[0][j] = start[j].x, h[1][j] = start[j].y;
+#pragma unroll
+    for (int sub = 0; sub < SUBS; sub++) {
+#pragma unroll
+      for (int j = 0; j < NL; j++) mine.entry[sub][j][lane] = make_float2(h[0][j], h[1][j]);
+      if ((sub + 1) * SUB >= live) break;
+#pragma unroll
+      for (int i = 0; i < SUB; i++) {
+        const float4 st = step(sub * SUB + i);
+        float B[NL];
+        states(buffer, 0, sub * SUB + i, B);
+#pragma unroll
+        for (int j = 0; j < NL; j++) {
+          h[0][j] = fmaf(ex2(st.x * A[0][j]), h[0][j], st.z * B[j]);
+          h[1][j] = fmaf(ex2(st.y * A[1][j]), h[1][j], st.w * B[j]);
         }
-        sm.step[warp][t][cp] = make_float4(dt0, dt1, dt0 * x.x, dt1 * x.y);
-        sm.dy[warp][t][cp] = g;
       }
     }
-    float h[2][2];
-    const long long entry = (long long)(base / CHUNK) * p.batch * p.K + bk;
+  }
+  // Four steps from `t0`: states and decays again, then backwards.
+  __device__ __forceinline__ void reverse(int sub, int buffer) {
+    const int t0 = sub * SUB;
+    float h[SUB + 1][2][NL], decay[SUB][2][NL];
+#pragma unroll
+    for (int j = 0; j < NL; j++) {
+      const float2 v = mine.entry[sub][j][lane];
+      h[0][0][j] = v.x, h[0][1][j] = v.y;
+    }
+#pragma unroll
+    for (int t = 0; t < SUB; t++) {
+      const float4 st = step(t0 + t);
+      const float s[2] = {st.x, st.y}, u[2] = {st.z, st.w};
+      float B[NL];
+      states(buffer, 0, t0 + t, B);
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < NL; j++) {
+          decay[t][i][j] = ex2(s[i] * A[i][j]);
+          h[t + 1][i][j] = fmaf(decay[t][i][j], h[t][i][j], u[i] * B[j]);
+        }
+    }
+    float4 S[SUB];
+#pragma unroll
+    for (int t = SUB - 1; t >= 0; t--) {
+      const float4 st = step(t0 + t);
+      const float2 y2 = dy(t0 + t);
+      const float s[2] = {st.x, st.y}, u[2] = {st.z, st.w}, y[2] = {y2.x, y2.y};
+      float B[NL], C[NL], d_in[2], d_exp[2];
+      states(buffer, 0, t0 + t, B), states(buffer, 1, t0 + t, C);
+      const unsigned q = lane >> 2 == (sub * SUB + t) % 8 ? 0x3f800000u : 0u;
+#pragma unroll
+      for (int j = 0; j < NL; j++) {
+        float now[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          now[i] = fmaf(C[j], y[i], g[i][j]);
+          d_in[i] = j ? fmaf(now[i], B[j], d_in[i]) : now[i] * B[j];
+          g[i][j] = decay[t][i][j] * now[i];
+          const float de = g[i][j] * h[t][i][j];
+          d_exp[i] = j ? fmaf(de, A[i][j], d_exp[i]) : de * A[i][j];
+          dA[i][j] = fmaf(de, s[i], dA[i][j]);
+        }
+        const float vc = fmaf(y[0], h[t + 1][0][j], y[1] * h[t + 1][1][j]), vb = fmaf(u[0], now[0], u[1] * now[1]);
+        select_sum(d[j], vc, vb, q);
+        if (SPLIT) select_sum(d[j], low_part(vc), low_part(vb), q);
+      }
+      S[t] = make_float4(d_in[0], d_in[1], d_exp[0], d_exp[1]);
+    }
+#pragma unroll
+    for (int t = 0; t < SUB; t++) mine.cross[t][lane + (lane >> 4) * 4] = S[t];
+  }
+  // Gradients of x and delta at every fourth step, from the given one, for one pair of channels.
+  __device__ __forceinline__ void finish(int sub, int round, int buffer) {
+    const int row = round * 4 + (lane >> 3), t = sub * SUB + row, pos = sm.pos[buffer][t];
+    const float4 *from = &mine.cross[row][(pair >> 2) * 20 + (pair & 3)];
+    float4 v = from[0];
+#pragma unroll
+    for (int i = 1; i < 4; i++) {
+      const float4 x = from[i * 4];
+      v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
+    }
+    const float4 st = mine.step[t][pair];
+    const float2 y = mine.dy[t][pair], u = widen(mine.u[t][pair]);
+    if (pos < 0) return;
+    float d0 = fmaf(v.x * LOG2E, u.x, v.z), d1 = fmaf(v.y * LOG2E, u.y, v.w);
+    if (SOFTPLUS) d0 *= slope(st.x), d1 *= slope(st.y);
+    sum_D[0] = fmaf(y.x, u.x, sum_D[0]), sum_D[1] = fmaf(y.y, u.y, sum_D[1]);
+    sum_bias[0] += d0, sum_bias[1] += d1;
+    const float2 skip = *(const float2 *)mine.skip[pair];
+    const float d_u[2] = {fmaf(v.x, st.x, skip.x * y.x), fmaf(v.y, st.y, skip.y * y.y)};
+    put_pair(dx, pos, p.E, d_u[0], d_u[1], pair_ok, GROUPED && p.n0);
+    put_pair(ddelta, pos, p.E, d0, d1, pair_ok, GROUPED && p.n0);
+  }
+  // The block's dB and dC of 8 steps: one state per thread. The caller has a barrier in between.
+  __device__ __forceinline__ void put_sums(int half) {
+#pragma unroll
+    for (int j = 0; j < NL; j++) {
+      sm.sums[half][warp][j][lane] = d[j];
+      d[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+  }
+  __device__ __forceinline__ void write_sums(int half, int buffer) {
+    const int at = tid - half * 64, pair_t = at / NS, n = at % NS;  // two neighbouring steps, one state
+    if (at < 0 || pair_t >= 4 || n >= p.Ns) return;
+    float4 v = make_float4(0.f, 0.f, 0.f, 0.f);  // dC of both steps, dB of both
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {  // the warp's halves of the channels
+        const float4 x = sm.sums[half][w][n % NL][(i * 4 + n / NL) * 4 + pair_t];
+        v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
+      }
+    const int bytes = p.N * (int)sizeof(float);
+    const long long to = tile * o.per_tile + ((long long)b * p.K + k) * p.L * p.N + p.n0 + n;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int pos = sm.pos[buffer][half * 8 + pair_t * 2 + i];
+      if (pos < 0) return;
+      *at_row(o.dC + to, pos, bytes) = i ? v.y : v.x;
+      *at_row(o.dB + to, pos, bytes) = (i ? v.w : v.z) * LN2;
+    }
+  }
+  __device__ __forceinline__ void run() {
+    const int chunks = (stop - first + CHUNK - 1) / CHUNK;
+    if (chunks > 0) {
+      const int base = first + (chunks - 1) * CHUNK;
+      look_ahead(base), send(base);
+      fetch_bc(base), put_bc(base, (chunks - 1) & 1);
+      if (chunks > 1) look_ahead(base - CHUNK);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int c = chunks - 1; c >= 0; c--) {
+      const int base = first + c * CHUNK, live = min(CHUNK, stop - base), buffer = c & 1;
+      wait_for_pairs();
+      __syncwarp();
+      stage(base);
+      float2 start[NL];
+#pragma unroll
+      for (int j = 0; j < NL; j++) start[j] = mine.next_entry[j][lane];
+      __syncwarp();
+      if (c > 0) send(base - CHUNK), fetch_bc(base - CHUNK);
+      if (c > 1) look_ahead(base - 2 * CHUNK);
+      sweep(start, live, buffer);
+#pragma unroll 1  // unrolled, the loop outgrows the instruction cache: 548 against 478 us
+      for (int sub = SUBS - 1; sub >= 0; sub--) {
+        if (sub * SUB < live) {
+          reverse(sub, buffer);
+          __syncwarp();
+#pragma unroll
+          for (int round = 0; round < SUB / 4; round++) finish(sub, round, buffer);
+          __syncwarp();
+        }
+        if (sub * SUB % 8) continue;
+        const int half = sub * SUB / 8;
+        put_sums(half);
+        if (half && c > 0) put_bc(base - CHUNK, buffer ^ 1);
+        __syncthreads();
+        write_sums(half, buffer);
+      }
+    }
+    write_parameters();
+  }
+  __device__ __forceinline__ void write_parameters() {
+    const long long part = ((long long)b * p.segments + segment) * o.per_segment;
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int j = 0; j < 2; j++)
-        h[i][j] = e + i < p.E && s0 + j < p.Ns ? o.saved[state_at(p, entry, s0 + j, e + i)] : 0.f;
-    __syncthreads();
-    const int tiles = (steps + TILE - 1) / TILE;
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; tile++) {
-      sm.state[warp][tile][lane] = make_float4(h[0][0], h[0][1], h[1][0], h[1][1]);
-      if (tile == tiles - 1) break;
-#pragma unroll
-      for (int j = 0; j < TILE; j++) {
-        const int t = tile * TILE + j;
-        const float4 st = sm.step[warp][t][cp];
-        const float2 b = *(const float2 *)&sm.bc[t][tr][0];
-        h[0][0] = fmaf(ex2(st.x * a2[0][0]), h[0][0], st.z * b.x);
-        h[0][1] = fmaf(ex2(st.x * a2[0][1]), h[0][1], st.z * b.y);
-        h[1][0] = fmaf(ex2(st.y * a2[1][0]), h[1][0], st.w * b.x);
-        h[1][1] = fmaf(ex2(st.y * a2[1][1]), h[1][1], st.w * b.y);
-      }
-    }
-#pragma unroll 1
-    for (int tile = tiles - 1; tile >= 0; tile--) {
-      const int buffer = tile & 1;
-      const float4 entry_state = sm.state[warp][tile][lane];
-      const float h0[2][2] = {{entry_state.x, entry_state.y}, {entry_state.z, entry_state.w}};
-      // This lane writes the gradients of step `tr` for its pair of channels; its inputs are on their way meanwhile.
-      const bool own = sm.pos[tile * TILE + tr] >= 0;
-      const long long own_at = sm.at[tile * TILE + tr];
-      const raw_t own_u = load_pair(pu + own_at, ok1), own_d = load_pair(pd + own_at, ok1);
-      float hs[TILE][2][2], decay[TILE][2][2];
-#pragma unroll
-      for (int t = 0; t < TILE; t++) {
-        const float4 st = sm.step[warp][tile * TILE + t][cp];
-        const float2 b = *(const float2 *)&sm.bc[tile * TILE + t][tr][0];
-        const float dt[2] = {st.x, st.y}, du[2] = {st.z, st.w}, bb[2] = {b.x, b.y};
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-          for (int j = 0; j < 2; j++) {
-            decay[t][i][j] = ex2(dt[i] * a2[i][j]);
-            hs[t][i][j] = fmaf(decay[t][i][j], t ? hs[t ? t - 1 : 0][i][j] : h0[i][j], du[i] * bb[j]);
-          }
-      }
-#pragma unroll
-      for (int t = TILE - 1; t >= 0; t--) {
-        const float4 st = sm.step[warp][tile * TILE + t][cp], bc = *(const float4 *)sm.bc[tile * TILE + t][tr];
-        const float2 dy2 = sm.dy[warp][tile * TILE + t][cp];
-        const float dt[2] = {st.x, st.y}, du[2] = {st.z, st.w}, dy[2] = {dy2.x, dy2.y};
-        const float bb[2] = {bc.x, bc.y}, cc[2] = {bc.z, bc.w};
-        float d_in[2], d_exp[2], gt[2][2];
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-          for (int j = 0; j < 2; j++) {
-            gt[i][j] = fmaf(cc[j], dy[i], g[i][j]);
-            d_in[i] = j ? fmaf(gt[i][j], bb[j], d_in[i]) : gt[i][j] * bb[j];
-            g[i][j] = decay[t][i][j] * gt[i][j];
-            const float de = g[i][j] * (t ? hs[t ? t - 1 : 0][i][j] : h0[i][j]);
-            d_exp[i] = j ? fmaf(de, a2[i][j], d_exp[i]) : de * a2[i][j];
-            dA[i][j] = fmaf(de, dt[i], dA[i][j]);
-          }
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const float vc = fmaf(dy[0], hs[t][0][j], dy[1] * hs[t][1][j]);
-          const float vb = fmaf(du[0], gt[0][j], du[1] * gt[1][j]);
-          float4 f = make_float4(0.f, 0.f, 0.f, 0.f);
-          select_sum(f, q, vc, vb);
-          if (SPLIT) select_sum(f, q, low_part(vc), low_part(vb));
-          // Columns 2 cp and 2 cp + 1 of the product are the state groups of the same numbers.
-          if (tr == t) *(float4 *)&sm.sums[buffer][warp][t][j][cp * 4] = f;
-        }
-        sm.cross[warp][t][lane] = make_float4(d_in[0], d_in[1], d_exp[0], d_exp[1]);
-      }
-      __syncwarp();
-      float4 v = sm.cross[warp][tr][cp];
-#pragma unroll
-      for (int z = 1; z < 8; z++) {
-        const float4 x = sm.cross[warp][tr][z * 4 + cp];
-        v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
-      }
-      if (own) {
-        const float2 u = widen(own_u), d = widen(own_d);
-        const float4 st = sm.step[warp][tile * TILE + tr][cp];
-        const float2 dy = sm.dy[warp][tile * TILE + tr][cp];
-        const float gx[2] = {fmaf(v.x, st.x, skip.x * dy.x), fmaf(v.y, st.y, skip.y * dy.y)};
-        float gd[2] = {fmaf(v.x, u.x, v.z * LN2), fmaf(v.y, u.y, v.w * LN2)};
-        if (SOFTPLUS) gd[0] *= sigmoid(d.x + bias.x), gd[1] *= sigmoid(d.y + bias.y);
-        sum_D.x = fmaf(dy.x, u.x, sum_D.x), sum_D.y = fmaf(dy.y, u.y, sum_D.y);
-        sum_bias.x += gd[0], sum_bias.y += gd[1];
-        const long long at = row * p.E + own_at + e;
-        put_pair(o.dx, o.dx_sum, at, gx, ok0, ok1, p.n0);
-        put_pair(o.ddelta, o.ddelta_sum, at, gd, ok0, ok1, p.n0);
-      }
-      __syncthreads();
-      {  // the block's dB and dC of these 8 steps: one state per thread
-        const int t = tid >> 4, n = tid & 15, pos = sm.pos[tile * TILE + t];
-        if (pos >= 0 && n < p.Ns) {
-          // f = {dC of group 2 cp, dC of 2 cp + 1, dB of 2 cp, dB of 2 cp + 1}
-          const int at = (n >> 2) * 4 + ((n >> 1) & 1);
-          float dB = 0.f, dC = 0.f;
-#pragma unroll
-          for (int z = 0; z < WARPS; z++) {
-            dC += sm.sums[buffer][z][t][n & 1][at];
-            dB += sm.sums[buffer][z][t][n & 1][at + 2];
-          }
-          const long long out = w.tile * o.per_tile + (row + pos) * p.N + p.n0 + n;
-          o.dB[out] = dB;
-          o.dC[out] = dC;
-        }
-      }
-    }
-  }
-  const long long part = ((long long)w.b * p.segments + w.segment) * o.per_segment;
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < 2; j++)
-      if (e + i < p.E && s0 + j < p.Ns)
-        o.dA[part + (ke + i) * p.N + p.n0 + s0 + j] = dA[i][j];
-#pragma unroll
-  for (int m = 4; m < 32; m <<= 1) {
-    sum_D.x += __shfl_xor_sync(~0u, sum_D.x, m), sum_D.y += __shfl_xor_sync(~0u, sum_D.y, m);
-    sum_bias.x += __shfl_xor_sync(~0u, sum_bias.x, m), sum_bias.y += __shfl_xor_sync(~0u, sum_bias.y, m);
-  }
-  if (tr == 0) {
-    const long long at = part + ke;
+      for (int j = 0; j < NL; j++)
+        if (ok[i] && n0 + j < p.Ns) o.dA[part + ((long long)k * p.E + e + i) * p.N + p.n0 + n0 + j] = dA[i][j] * LN2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      if (!(i ? ok1 : ok0)) continue;
-      if (p.n0 == 0) o.dD[at + i] = i ? sum_D.y : sum_D.x;
-      const float b = i ? sum_bias.y : sum_bias.x;
-      o.dbias[at + i] = p.n0 ? o.dbias[at + i] + b : b;
+#pragma unroll
+      for (int m = 8; m < 32; m <<= 1) {
+        sum_D[i] += __shfl_xor_sync(~0u, sum_D[i], m);
+        sum_bias[i] += __shfl_xor_sync(~0u, sum_bias[i], m);
+      }
+      if (lane >= 8 || !pair_ok[i]) continue;
+      const long long at = part + (long long)k * p.E + pair_e + i;
+      if (p.n0 == 0) o.dD[at] = sum_D[i];
+      o.dbias[at] = p.n0 ? o.dbias[at] + sum_bias[i] : sum_bias[i];
     }
   }
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) scan_backward(const __grid_constant__ Scan p,
+                                                                         const __grid_constant__ BackwardOut o) {
+  extern __shared__ __align__(16) char raw_shared[];
+  Backward(p, o, *reinterpret_cast<Shared *>(raw_shared)).run();
 }

@@ -1,228 +1,219 @@
 // Forward selective scan. A thread owns CH neighbouring channels and all NS >= Ns states of each in registers and walks a
-// segment of a route step by step. The block stages B, C and the steps' addresses, 16 steps at a time; nothing crosses
-// lanes. Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), THREADS, SOFTPLUS, GATE (0, 1).
+// segment of a route step by step; nothing crosses lanes. A warp is a walker of its own: it stages its B and C.
+// OUT tells how routes meet. 0: every route alone, into its own floats. 1: every route alone, finished. 2 and 3: a block's
+// two walkers take a route and its reverse from both ends; who reaches a position second adds what the first left there,
+// so that no map per route is stored. 2 finishes the sum (D, mean, gate), 3 leaves it to the merge with other pairs.
+// Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), VEC, OUT, SOFTPLUS, GATE (0, 1).
 #include "common.cuh"
 
-constexpr int STEPS = 16, AHEAD = CH == 1 ? 8 : 4;
+constexpr int WALKERS = OUT >= 2 ? 2 : 1, GROUP = 4;
 
 struct ForwardOut {
-  io_t *out;            // (B, [K,] L, E) finished, where nothing is left to merge; else null
-  float *partial;       // (B, K, L, E) per route, else null
-  io_t *ungated;        // like out, before the gate; null where not wanted
-  const float *entry;   // (B, K, segments, N, E) state at each segment's first step; null: zero
-  float *saved;         // (chunks + 1, B, K, N, E), null where not wanted
-  float *last;          // (B, K, N, E)
-  float *end, *sum_dt;  // state pass only: (B, K, segments, N, E) from zero, (B, K, segments, E)
+  io_t *out;           // (B, [K,] L, E), where OUT finishes
+  float *partial;      // (B, G, L, E): per route or pair; with OUT 2, what the first visitors leave
+  io_t *ungated;       // like out, before the gate; null where not wanted
+  const float *entry;  // (B, K, segments, N, E) state at each segment's first step; null: zero
+  float *saved;        // (chunks + 1, B, K, N, E), null where not wanted
+  float *last;         // (B, K, E, N)
+  const int *pairs;    // OUT >= 2: routes 2 g and 2 g + 1 of the list make pair g
   int out_per_route;
 };
 
-#if CH == 1
-typedef io_t raw_t;
-__device__ __forceinline__ void widen(raw_t v, float (&f)[CH]) { f[0] = to_float(v); }
-__device__ __forceinline__ void store(io_t *p, const float (&f)[CH]) { *p = from_float<io_t>(f[0]); }
-#else
-typedef io_pair raw_t;
-__device__ __forceinline__ void widen(raw_t v, float (&f)[CH]) {
-  const float2 w = unpack(v);
-  f[0] = w.x, f[1] = w.y;
-}
-__device__ __forceinline__ void store(io_t *p, const float (&f)[CH]) { *(io_pair *)p = pack(make_float2(f[0], f[1])); }
-#endif
+enum Visit { ALONE, FIRST, SECOND };
 
-// STATE: only the segment's end state from zero and its total step size. ADJOINT: the same of the reverse recurrence
-// g <- exp(dt A) (g + C dy), which reads x as dout and Bm as C.
-template <bool STATE, bool ADJOINT> struct Walker {
+struct Walker {
   const Scan &p;
   const ForwardOut &o;
-  const Where w;
-  const int tid, e;
+  TileBC (&sm)[2];
+  const int lane, own, e, floats, values;  // bytes of a row of maps
   const bool live;
-  int first, stop, len, steps;
-  long long bk, row, x_row;
+  int b, k, group, groups, segment;
   const io_t *px, *pd, *pz;
-  float a[CH][NS], h[CH][NS], skip[CH], bias[CH], sum[CH];
-  raw_t nx[AHEAD], nd[AHEAD], nz[ADJOINT ? AHEAD : 1];
+  const int *route;
+  io_t *out, *ungated;
+  float *partial;
+  float a[CH][NS], h[CH][NS], skip[CH], bias[CH];
+  raw_t nx[GROUP], nd[GROUP], nz[GROUP];
+  float np[GROUP][CH];
+  int4 at, next;  // positions of this group and the next
 
-  struct Shared {
-    float B[2][STEPS][NS], C[2][STEPS][NS];
-    long long at[4][STEPS];  // position x E
-    int pos[4][STEPS];
-  };
-  Shared &sm;
-
-  __device__ __forceinline__ Walker(const Scan &p, const ForwardOut &o, Shared &sm)
-      : p(p), o(o), w(p), tid(threadIdx.x), e((w.tile * THREADS + tid) * CH), live(e < p.E), sm(sm) {
-    len = p.lengths[w.k], first = w.segment * p.segment, stop = min(first + p.segment, len);
-    steps = max(stop - first, 0);
-    bk = (long long)w.b * p.K + w.k, row = row_of(p, w), x_row = x_row_of(p, w);
-    const int at = live ? e : 0;  // lanes beyond the channels read the first ones and write nothing
-    px = p.x + x_row * p.E + at, pd = p.delta + row * p.E + at, pz = GATE ? p.z + x_row * p.E + at : nullptr;
-    const long long slot = bk * p.segments + w.segment;
+  __device__ __forceinline__ Walker(const Scan &p, const ForwardOut &o, TileBC (&sm)[2])
+      : p(p), o(o), sm(sm), lane(threadIdx.x & 31), own((blockIdx.x % p.tiles * 32 + lane) * CH), e(min(own, p.E - CH)),
+        floats(p.E * sizeof(float)), values(p.E * sizeof(io_t)), live(own < p.E) {
+    unsigned id = blockIdx.x / p.tiles;
+    segment = id % p.segments, id /= p.segments;
+    b = id % p.batch, group = id / p.batch;
+    groups = p.K / WALKERS;
+    const int walker = threadIdx.x >> 5;
+    k = WALKERS == 2 ? o.pairs[2 * group + walker] : group;
+    if (WALKERS == 2 && walker) segment = p.segments - 1 - segment;
+    // Lanes beyond the channels repeat the last ones, bit for bit, which costs less than to keep them from writing.
+    px = row_of(p.x, b, k) + e, pd = row_of(p.delta, b, k) + e;
+    pz = GATE && (OUT & 3) != 0 && OUT != 3 ? row_of(p.z, b, k) + e : nullptr;
+    route = p.route + (long long)k * p.M;
+    partial = o.partial ? o.partial + ((long long)b * groups + group) * p.L * p.E + e : nullptr;
+    const long long to = (o.out_per_route ? (long long)b * p.K + k : b) * p.L * p.E + e;
+    out = o.out ? o.out + to : nullptr, ungated = o.ungated ? o.ungated + to : nullptr;
+    const long long slot = ((long long)b * p.K + k) * p.segments + segment;
 #pragma unroll
     for (int c = 0; c < CH; c++) {
-      const long long ke = (long long)w.k * p.E + at + c;
+      const long long ke = (long long)k * p.E + e + c;
       skip[c] = p.D && p.n0 == 0 ? p.D[ke] : 0.f;
-      bias[c] = p.bias ? p.bias[ke] : 0.f;
-      sum[c] = 0.f;
+      bias[c] = p.bias ? p.bias[ke] * LOG2E : 0.f;
 #pragma unroll
       for (int n = 0; n < NS; n++) {
-        a[c][n] = load_A(p, w.k, n, e + c);
-        h[c][n] = !STATE && o.entry && live && n < p.Ns ? o.entry[state_at(p, slot, n, e + c)] : 0.f;
-      }
-    }
-  }
-  __device__ __forceinline__ void load_positions(int r) {
-    if (tid < STEPS) {
-      const int s = r * STEPS + tid;
-      const int pos = s < steps ? p.route[(long long)w.k * p.M + (ADJOINT ? stop - 1 - s : first + s)] : 0;
-      sm.pos[r & 3][tid] = pos;
-      sm.at[r & 3][tid] = (long long)pos * p.E;
-    }
-  }
-  static constexpr int PER = (STEPS * NS + THREADS - 1) / THREADS;
-  __device__ __forceinline__ void fetch_bc(int r, float (&rB)[PER], float (&rC)[PER]) {
-#pragma unroll
-    for (int i = 0; i < PER; i++) {
-      const int q = i * THREADS + tid, t = q / NS, n = q % NS;
-      rB[i] = rC[i] = 0.f;
-      if (q < STEPS * NS && n < p.Ns) {
-        const long long at = (row + sm.pos[r & 3][t]) * p.N + p.n0 + n;
-        rB[i] = to_float(p.Bm[at]);
-        if (!STATE) rC[i] = to_float(p.Cm[at]);
-      }
-    }
-  }
-  __device__ __forceinline__ void store_bc(int r, const float (&rB)[PER], const float (&rC)[PER]) {
-#pragma unroll
-    for (int i = 0; i < PER; i++) {
-      const int q = i * THREADS + tid;
-      if (q < STEPS * NS) {
-        sm.B[r & 1][q / NS][q % NS] = rB[i];
-        if (!STATE) sm.C[r & 1][q / NS][q % NS] = rC[i];
-      }
-    }
-  }
-  __device__ __forceinline__ void fetch_x(int s) {  // steps s .. s + AHEAD of the segment
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-      const long long at = sm.at[(s / STEPS) & 3][(s + j) % STEPS];
-      nx[j] = *(const raw_t *)(px + at), nd[j] = *(const raw_t *)(pd + at);
-      if (ADJOINT && GATE) nz[j] = *(const raw_t *)(pz + at);
-    }
-  }
-  __device__ __forceinline__ void finish(int r, int t, float (&y)[CH]) {
-    const long long at = sm.at[r & 3][t] + e;
-    if (o.partial) {
-      float *to = o.partial + row * p.E + at;
-#pragma unroll
-      for (int c = 0; c < CH; c++) y[c] += p.n0 ? to[c] : 0.f;
-      if (CH == 1) *to = y[0];
-      else *(float2 *)to = make_float2(y[0], y[CH - 1]);
-      return;
-    }
-    const long long to = (o.out_per_route ? row : (long long)w.b * p.L) * p.E + at;
-    if (o.ungated) store(o.ungated + to, y);
-    if (GATE) {
-      float g[CH];
-      widen(*(const raw_t *)(p.z + to), g);
-#pragma unroll
-      for (int c = 0; c < CH; c++) y[c] *= silu(g[c]);
-    }
-    store(o.out + to, y);
-  }
-  // AHEAD steps from t0 of round r; GUARD where the segment may end among them.
-  template <bool GUARD> __device__ __forceinline__ void advance(int r, int t0) {
-    float x[AHEAD][CH], d[AHEAD][CH];
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-      widen(nx[j], x[j]), widen(nd[j], d[j]);
-      if (ADJOINT) {
-        float g[CH] = {};
-        if (GATE) widen(nz[j], g);
-#pragma unroll
-        for (int c = 0; c < CH; c++) x[j][c] *= GATE ? p.scale * silu(g[c]) : p.scale;
-      }
-    }
-    fetch_x(r * STEPS + t0 + AHEAD);
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-      const int t = t0 + j;
-      const bool ok = !GUARD || r * STEPS + t < steps;
-      float dt[CH], u[CH], y0[CH], y1[CH];
-#pragma unroll
-      for (int c = 0; c < CH; c++) {
-        const float dt_c = step_size(d[j][c] + bias[c]);
-        dt[c] = ok ? dt_c : 0.f;
-        if (STATE) sum[c] += dt[c];
-        u[c] = ADJOINT ? (ok ? x[j][c] : 0.f) : dt[c] * x[j][c];
-        y0[c] = skip[c] * x[j][c], y1[c] = 0.f;
-      }
-#pragma unroll
-      for (int n = 0; n < NS; n++) {
-        const float b = sm.B[r & 1][t][n], cc = STATE ? 0.f : sm.C[r & 1][t][n];
-#pragma unroll
-        for (int c = 0; c < CH; c++) {
-          const float decay = ex2(dt[c] * a[c][n]);
-          h[c][n] = ADJOINT ? decay * fmaf(u[c], b, h[c][n]) : fmaf(decay, h[c][n], u[c] * b);
-          if (!STATE) (n & 1 ? y1[c] : y0[c]) = fmaf(h[c][n], cc, n & 1 ? y1[c] : y0[c]);
-        }
-      }
-      if (!STATE && ok && live) {
-        float y[CH];
-#pragma unroll
-        for (int c = 0; c < CH; c++) y[c] = y0[c] + y1[c];
-        finish(r, t, y);
+        a[c][n] = load_A(p, k, n, e + c);
+        h[c][n] = o.entry && n < p.Ns ? o.entry[state_at(p, slot, n, e + c)] : 0.f;
       }
     }
   }
   __device__ __forceinline__ void put(float *to, long long slot) {
+    to += state_at(p, slot, 0, e);
 #pragma unroll
-    for (int n = 0; n < NS; n++)
+    for (int n = 0; n < NS; n++, to += p.E) {
+      float v[CH];
 #pragma unroll
-      for (int c = 0; c < CH; c++)
-        if (n < p.Ns) to[state_at(p, slot, n, e + c)] = h[c][n];
+      for (int c = 0; c < CH; c++) v[c] = h[c][n];
+      if (VEC || n < p.Ns) store(to, v);
+    }
   }
-  __device__ __forceinline__ void run() {
-    const int rounds = (steps + STEPS - 1) / STEPS;
-    float rB[PER], rC[PER];
-    load_positions(0), load_positions(1);
-    __syncthreads();
-    fetch_bc(0, rB, rC), store_bc(0, rB, rC), fetch_x(0);
-    __syncthreads();
-#pragma unroll 1
-    for (int r = 0; r < rounds; r++) {
-      if (r + 1 < rounds) fetch_bc(r + 1, rB, rC);
-      load_positions(r + 2);
-      const int step = first + r * STEPS;
-      if (!STATE && o.saved && live && step % CHUNK == 0) put(o.saved, (long long)(step / CHUNK) * p.batch * p.K + bk);
-      if ((r + 1) * STEPS <= steps) {
-#pragma unroll 1
-        for (int t0 = 0; t0 < STEPS; t0 += AHEAD) advance<false>(r, t0);
-      } else {
-#pragma unroll 1
-        for (int t0 = 0; t0 < STEPS; t0 += AHEAD) advance<true>(r, t0);
-      }
-      if (r + 1 < rounds) store_bc(r + 1, rB, rC);
-      __syncthreads();
-    }
-    if (!live) return;
-    const long long slot = bk * p.segments + w.segment;
-    if (STATE) {
-      put(o.end, slot);
+  __device__ __forceinline__ void put_last(long long row) {
+    float *to = o.last + (row * p.E + e) * p.N + p.n0;
 #pragma unroll
-      for (int c = 0; c < CH; c++) o.sum_dt[slot * p.E + e + c] = sum[c];
-    } else if (steps > 0 && stop == len) {
-      put(o.last, bk);
-      if (o.saved) put(o.saved, (p.L + CHUNK - 1) / CHUNK * p.batch * p.K + bk);
+    for (int c = 0; c < CH; c++)
+#pragma unroll
+      for (int n = 0; n < NS; n++)
+        if (n < p.Ns) to[c * p.N + n] = h[c][n];
+  }
+  // What a group of steps at these positions will need, on its way.
+  __device__ __forceinline__ void fetch(int4 q) {
+    const int pos[GROUP] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+      nx[j] = *(const raw_t *)at_row(px, pos[j], p.x.row), nd[j] = *(const raw_t *)at_row(pd, pos[j], p.delta.row);
     }
+  }
+  // What the end of a group of steps will need.
+  template <Visit V> __device__ __forceinline__ void fetch_merge(int4 q) {
+    const int pos[GROUP] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+      if (V == SECOND) load(at_row(partial, pos[j], floats), np[j]);
+      if (GATE && V != FIRST && OUT != 0 && OUT != 3) nz[j] = *(const raw_t *)at_row(pz, pos[j], p.z.row);
+    }
+  }
+  template <Visit V> __device__ __forceinline__ void finish(int pos, float (&y)[CH], const float (&add)[CH], raw_t z) {
+    if (V == SECOND) {
+#pragma unroll
+      for (int c = 0; c < CH; c++) y[c] += add[c];
+    }
+    if constexpr (V == FIRST || OUT == 0 || OUT == 3) {
+      float *to = at_row(partial, pos, floats);
+      if (OUT == 0 && p.n0) {
+        float sum[CH];
+        load(to, sum);
+#pragma unroll
+        for (int c = 0; c < CH; c++) y[c] += sum[c];
+      }
+      if (OUT || live) store(to, y);  // what is added up must not be added by the repeating lanes as well
+    } else {
+#pragma unroll
+      for (int c = 0; c < CH; c++) y[c] *= p.scale;
+      if (GATE) {
+        if (o.ungated) store(at_row(ungated, pos, values), y);
+        float g[CH];
+        widen(z, g);
+#pragma unroll
+        for (int c = 0; c < CH; c++) y[c] *= silu(g[c]);
+      }
+      store(at_row(out, pos, values), y);
+    }
+  }
+  // The steps 4 g .. 4 g + 3; GUARD where some lie outside [lo, hi).
+  template <Visit V, bool GUARD> __device__ __forceinline__ void advance(int g, int lo, int hi) {
+    float x[GROUP][CH], s[GROUP][CH];
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+      float d[CH];
+      widen(nx[j], x[j]), widen(nd[j], d);
+#pragma unroll
+      for (int c = 0; c < CH; c++) s[j][c] = step_size(d[c], bias[c]);
+    }
+    const int pos[GROUP] = {at.x, at.y, at.z, at.w};
+    fetch_merge<V>(at);
+    fetch(next);
+    at = next;
+    next = *(const int4 *)(route + (g + 2) * GROUP);
+    __syncwarp();  // the compiler would move these loads to where they are needed
+    const TileBC &tile = sm[(g >> 1) & 1];
+    const int t0 = (g & 1) * GROUP;
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+      if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
+      float(&y)[CH] = x[j], u[CH];
+#pragma unroll
+      for (int c = 0; c < CH; c++) u[c] = s[j][c] * y[c], y[c] *= skip[c];
+#pragma unroll
+      for (int n = 0; n < NS; n++) {
+        const float B = tile.v[t0 + j][0][n], C = tile.v[t0 + j][1][n];
+#pragma unroll
+        for (int c = 0; c < CH; c++) {
+          h[c][n] = fmaf(ex2(s[j][c] * a[c][n]), h[c][n], u[c] * B);
+          y[c] = fmaf(h[c][n], C, y[c]);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+      if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
+      finish<V>(pos[j], x[j], np[j], nz[j]);
+    }
+  }
+  // Steps [lo, hi) of the route.
+  template <Visit V> __device__ __forceinline__ void walk(int lo, int hi) {
+    if (lo >= hi) return;
+    const int g0 = lo / GROUP, g1 = (hi + GROUP - 1) / GROUP;
+    at = *(const int4 *)(route + g0 * GROUP), next = *(const int4 *)(route + (g0 + 1) * GROUP);
+    const int *tokens = route + lane / 4;
+    FetchBC bc(p, b, k, lane);
+    bc.load(p, lane, tokens[g0 / 2 * TILE]);
+    int pos = tokens[(g0 / 2 + 1) * TILE];
+    fetch(at);
+#pragma unroll 1
+    for (int g = g0; g < g1; g++) {
+      if (g == g0 || !(g & 1)) {
+        bc.put(sm[(g >> 1) & 1], lane);
+        __syncwarp();
+        bc.load(p, lane, pos);
+        pos = tokens[(g / 2 + 2) * TILE];
+        if (o.saved && g * GROUP % CHUNK == 0) {
+          if (g * GROUP >= lo) put(o.saved, ((long long)(g * GROUP / CHUNK) * p.batch + b) * p.K + k);
+        }
+      }
+      if (g * GROUP >= lo && g * GROUP + GROUP <= hi) advance<V, false>(g, lo, hi);
+      else advance<V, true>(g, lo, hi);
+    }
+    __syncwarp();
   }
 };
 
-#define SCAN_KERNEL(name, state, adjoint)                                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS) name(const Scan p, const ForwardOut o) {      \
-    __shared__ __align__(16) typename Walker<state, adjoint>::Shared sm;                              \
-    Walker<state, adjoint>(p, o, sm).run();                                                           \
+extern "C" __global__ void __launch_bounds__(32 * WALKERS, 12 / WALKERS) scan_forward(const __grid_constant__ Scan p,
+                                                                                    const __grid_constant__ ForwardOut o) {
+  __shared__ __align__(16) TileBC sm[WALKERS][2];
+  Walker w(p, o, sm[threadIdx.x >> 5]);
+  const Span span(p, w.k, w.segment);
+  if constexpr (WALKERS == 1) {
+    w.walk<ALONE>(span.first, span.stop);
+  } else {
+    // The first walker takes the front of its segment first, its partner the same positions' complement.
+    const int steps = span.stop - span.first, front = threadIdx.x < 32 ? (steps + 1) / 2 : steps / 2;
+    w.walk<FIRST>(span.first, span.first + front);
+    __syncthreads();
+    w.walk<SECOND>(span.first + front, span.stop);
   }
-SCAN_KERNEL(scan_forward, false, false)
-SCAN_KERNEL(scan_state, true, false)
-SCAN_KERNEL(scan_adjoint, true, true)
+  if (span.first < span.stop && span.stop == span.len) {
+    const long long bk = (long long)w.b * p.K + w.k;
+    w.put_last(bk);
+    if (o.saved) w.put(o.saved, (p.L + CHUNK - 1) / CHUNK * p.batch * p.K + bk);
+  }
+}
