@@ -24,13 +24,14 @@ def _kernel(program: str, name: str, device: int, **defines: int) -> Kernel:
 
 
 @lru_cache(maxsize=1024)
-def _pack(sources: tuple[int, ...], places: tuple[Place, ...]) -> tuple[Pack, int]:
-    """The parameter block for parameters at these addresses, and its number of blocks."""
+def _pack(sources: tuple[int, ...], places: tuple[Place, ...], element: int) -> tuple[Pack, int]:
+    """The parameter block for parameters of this element size at these addresses, and its number of blocks."""
     todo = sorted(zip(places, sources, strict=True), key=lambda pair: (pair[0].exact, pair[0].exponential))
     pack, blocks = Pack(), 0
     for i, (place, source) in enumerate(todo):
-        pack.source[i], pack.offset[i], pack.count[i], pack.block[i] = source, place.offset, place.count, blocks
-        blocks += -(-place.count // PACK_PER_BLOCK)
+        pack.source[i], pack.block[i] = source + element * place.start, blocks
+        pack.offset[i], pack.count[i], pack.row[i], pack.stride[i] = place.offset, place.size, place.row, place.stride
+        blocks += -(-place.size // PACK_PER_BLOCK)
     pack.entries = len(todo)
     pack.exact = sum(not place.exact for place in places)
     pack.exponential = sum(not place.exponential for place in places)
@@ -45,7 +46,7 @@ def fill(p: Parameters, layout: Plan, low: Tensor, exact: Tensor) -> None:
     if not one_dtype or len(sources) > ENTRIES:
         copy_parameters(p, layout, low, exact)
         return
-    pack, blocks = _pack(tuple([t.data_ptr() for t in sources]), layout.places)
+    pack, blocks = _pack(tuple([t.data_ptr() for t in sources]), layout.places, dtype.itemsize)
     compiled = _kernel("mixer_pack", "pack", low.device.index, SRC=IO[dtype], IO=IO[low.dtype])
     compiled.launch((blocks, 1, 1), (BLOCK, 1, 1), 0, None, (pack, low, exact))
 

@@ -26,6 +26,8 @@ class Pack(ctypes.Structure):
         ("offset", INT * ENTRIES),
         ("count", INT * ENTRIES),
         ("block", INT * ENTRIES),
+        ("row", INT * ENTRIES),
+        ("stride", INT * ENTRIES),
         ("entries", INT),
         ("exact", INT),
         ("exponential", INT),

@@ -63,11 +63,12 @@ def _forward_fake(
     s = sizes_of(p)
     batch, length, _ = tokens.shape
     # Sizes may be symbols here, which the kept layouts cannot be looked up by.
-    low, exact = pack.buffers(p, tokens.dtype, pack.lay_out(s, p.in_weight.dtype != tokens.dtype))
+    rank = pack.padded_rank(s.rank, tokens.dtype)
+    low, exact = pack.buffers(p, tokens.dtype, pack.lay_out(s, rank, p.in_weight.dtype != tokens.dtype))
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
     xz = tokens.new_empty(batch, length, 2 * s.inner)
-    x_dbl = tokens.new_empty(s.routes, batch, length, s.rank + 2 * s.state)
+    x_dbl = tokens.new_empty(s.routes, batch, length, rank + 2 * s.state)
     y, states = _scan_fake(tokens, p, names, merge, keep == "states", backend)
     if keep in ("nothing", "tokens"):
         xz, x_dbl = tokens.new_empty(0), tokens.new_empty(0)

@@ -199,6 +199,10 @@ def backward(
     _, dconv_weight, dconv_bias = tools.conv.backward(
         r.xz[..., :inner], w.conv_weight, w.conv_bias, routes, True, du, dx=dxz[..., :inner]
     )
+    rank, padded = p.dt_weight[0].shape[-1], w.dt_weight.shape[-1]
+    if padded != rank:
+        ddt_weight = ddt_weight[..., :rank].contiguous()
+        dx_weight = torch.cat((dx_weight[:, :rank], dx_weight[:, padded:]), 1)
     grads = Weights(
         in_weight=outer(flat_dxz, flat, p.in_weight.dtype),
         in_bias=None if p.in_bias is None else flat_dxz.sum(0, dtype=p.in_bias.dtype),

@@ -18,7 +18,7 @@ from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.mamba_mixer.op import mixer as mixer_op
 from ssmvision.kernels.mamba_mixer.pack import buffers, copy_parameters, lay_out, layout_of, view
 from ssmvision.layers.mamba import MambaMixer
-from tests.kernels.mixers import error, pair, results, tokens
+from tests.kernels.mixers import assert_near, pair, results, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def test_equals_the_layers_one_by_one(options: dict[str, Any], recompute: Any) -
         fused, layers = pair(6, backend=backend, **{"d_state": 4} | options)
         fused.recompute = recompute
         x = tokens(2, length, 6)
-        assert max(error(results(fused, x), results(layers, x)).values()) < 1e-12
+        assert_near(results(fused, x), results(layers, x), 1e-12)
 
 
 def test_parameters_of_another_dtype_are_cast() -> None:
@@ -54,13 +54,13 @@ def test_parameters_of_another_dtype_are_cast() -> None:
     got, wanted = (results(m, x, torch.bfloat16) for m in (fused, layers))
     assert {k: v.dtype for k, v in got.items()} == {k: v.dtype for k, v in wanted.items()}
     assert got["out"].dtype == torch.bfloat16
-    assert max(error(got, wanted).values()) < 0.03
+    assert_near(got, wanted, 0.03)
 
 
 def test_tokens_need_not_be_contiguous() -> None:
     fused, layers = pair(6, d_state=4, bidirectional=True)
     x = tokens(9, 6, 2).detach().permute(2, 0, 1).requires_grad_()
-    assert max(error(results(fused, x), results(layers, x)).values()) < 1e-12
+    assert_near(results(fused, x), results(layers, x), 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 6), (2, 1, 6)], ids=str)
@@ -102,12 +102,12 @@ def test_what_is_kept_shrinks_with_recompute() -> None:
     assert kept["states"] > kept["activations"] + length * inner
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keep", ["nothing", "tokens", "activations", "states"])
-def test_operator_rules(keep: str) -> None:
+def test_operator_rules(keep: str, dtype: torch.dtype) -> None:
     fused, _ = pair(8, torch.float32, d_state=4, bidirectional=True)
-    x = tokens(2, 9, 8, dtype=torch.float32)
+    x = tokens(2, 9, 8, dtype=dtype).detach().requires_grad_(keep != "nothing")
     flat = [t.detach().requires_grad_(keep != "nothing") for t in parameters(fused).flat()]
-    x = x.detach().requires_grad_(keep != "nothing")
     torch.library.opcheck(mixer_op, (x, flat, "forward,backward", "mean", keep, "chunked"))
 
 
@@ -168,16 +168,25 @@ def test_parameters_survive_the_list(bias: bool, conv_bias: bool, bidirectional:
     assert all(type(a) is type(b) for a, b in zip(again, p, strict=True))
 
 
+@pytest.mark.parametrize("dt_rank", [3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_packed_weights_are_the_parameters(dtype: torch.dtype) -> None:
-    mixer = MambaMixer(6, d_state=4, bidirectional=True, bias=True)
+def test_packed_weights_are_the_parameters(dtype: torch.dtype, dt_rank: int) -> None:
+    """The low rank is padded with zeros to a multiple of 8 where an element has two bytes."""
+    mixer = MambaMixer(6, d_state=4, bidirectional=True, bias=True, dt_rank=dt_rank)
     p = parameters(mixer)
     layout = layout_of(p, dtype)
     filled = buffers(p, dtype, layout)
     copy_parameters(p, layout, *filled)
-    w = view(p, layout, *filled)
+    packed = view(p, layout, *filled)._asdict()
+    rank = dt_rank if dtype == torch.float32 else 8
+    assert packed["dt_weight"].shape[-1] == rank
+    x_low, x_zeros, x_rest = packed["x_weight"].split((dt_rank, rank - dt_rank, 8), dim=1)
+    packed["x_weight"] = torch.cat((x_low, x_rest), 1)
+    packed["dt_weight"], dt_zeros = packed["dt_weight"].split((dt_rank, rank - dt_rank), dim=2)
+    assert not x_zeros.any()
+    assert not dt_zeros.any()
     for name, value in p._asdict().items():
-        got = getattr(w, "A" if name == "A_log" else name)
+        got = packed["A" if name == "A_log" else name]
         want = torch.stack(value) if isinstance(value, tuple) else value
         want = -want.exp() if name == "A_log" else want
         projection = name in ("in_weight", "in_bias", "out_weight", "out_bias", "x_weight", "dt_weight")
@@ -186,7 +195,7 @@ def test_packed_weights_are_the_parameters(dtype: torch.dtype) -> None:
 
 def test_parts_of_a_buffer_do_not_overlap() -> None:
     mixer = MambaMixer(7, d_state=3, bidirectional=True, bias=True)
-    layout = lay_out(sizes_of(parameters(mixer)), cast=True)
+    layout = lay_out(sizes_of(parameters(mixer)), 8, cast=True)
     for exact, size in ((False, layout.low), (True, layout.exact)):
         slots = sorted((s for s in layout.slots if s.exact == exact), key=lambda s: s.offset)
         ends = [s.offset + s.shape[0] * s.strides[0] for s in slots]

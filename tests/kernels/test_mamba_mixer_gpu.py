@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ssmvision.models  # noqa: F401  (registers)
 from ssmvision.kernels.mamba_mixer.op import mixer as mixer_op
 from ssmvision.layers.mamba import MambaMixer
-from tests.kernels.mixers import error, pair, results, tokens
+from tests.kernels.mixers import assert_near, error, pair, results, tokens
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def test_float32_matches_float64(case: Any, recompute: Any) -> None:
     dim, length, batch, options = case
     fused, _ = pair(dim, torch.float32, "cuda", recompute=recompute, **options)
     x = tokens(batch, length, dim, dtype=torch.float32, device="cuda")
-    assert max(error(results(fused, x), in_float64(fused, x)).values()) < 1e-5
+    assert_near(results(fused, x), in_float64(fused, x), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -77,7 +77,7 @@ def test_low_precision_parameters() -> None:
         x = tokens(2, 70, 64, dtype=torch.bfloat16, device="cuda")
         got = results(fused, x)
         assert all(got[name].dtype == p.dtype for name, p in fused.named_parameters())
-        assert max(error(got, in_float64(fused, x)).values()) < 3e-2
+        assert_near(got, in_float64(fused, x), 3e-2)
 
 
 def test_runs_are_bitwise_equal() -> None:
@@ -119,7 +119,7 @@ def test_compiles_as_one_graph_with_gradients() -> None:
     named = {"tokens": x, **dict(fused.named_parameters())}
     grads = torch.autograd.grad(out, list(named.values()), weigh.to(out.dtype))
     got = {"out": out.detach(), **dict(zip(named, grads, strict=True))}
-    assert max(error(got, wanted).values()) < 1e-5
+    assert_near(got, wanted, 1e-5)
 
 
 def small_vim(train: bool) -> nn.Module:

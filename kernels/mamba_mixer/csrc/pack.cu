@@ -7,11 +7,12 @@ constexpr int THREADS = 256;
 typedef Dtype<SRC>::type source_t;
 typedef Dtype<IO>::type io_t;
 
-// Parameter i: its address, its first element in its buffer, how many, and the first block that works on it. From the
-// entry `exact` on, the buffer is the one of floats; from `exponential` on, it gets -exp of the source.
+// Entry i: its address, its first element in its buffer, how many, the first block that works on it, and, unless row is
+// 0, rows of that many elements that go to places a stride apart. From the entry `exact` on, the buffer is the one of
+// floats; from `exponential` on, it gets -exp of the source.
 struct Pack {
   const source_t *source[ENTRIES];
-  int offset[ENTRIES], count[ENTRIES], block[ENTRIES];
+  int offset[ENTRIES], count[ENTRIES], block[ENTRIES], row[ENTRIES], stride[ENTRIES];
   int entries, exact, exponential;
 };
 
@@ -19,7 +20,15 @@ template <typename T> struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
-template <typename T> __device__ __forceinline__ void move(const source_t *from, T *to, int count, bool exponential) {
+// Elements [start, start + count) of an entry.
+template <typename T>
+__device__ __forceinline__ void move(const source_t *from, T *to, int start, int count, int row, int stride, bool exponential) {
+  if (row) {
+    for (int i = start + threadIdx.x; i < start + count; i += THREADS) store(to + i / row * stride + i % row, to_float(from[i]));
+    return;
+  }
+  from += start;
+  to += start;
   const bool fours = (count % 4 | (size_t)from % sizeof(Four<source_t>) | (size_t)to % sizeof(Four<T>)) == 0;
   if (!fours) {
     for (int i = threadIdx.x; i < count; i += THREADS) {
@@ -48,7 +57,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) pack(const Pack p, io_t *l
   while (entry + 1 < p.entries && blockIdx.x >= p.block[entry + 1]) entry++;
   const int start = (blockIdx.x - p.block[entry]) * PER_BLOCK;
   const int count = min(p.count[entry] - start, PER_BLOCK);
-  const source_t *from = p.source[entry] + start;
-  if (entry < p.exact) move(from, low + p.offset[entry] + start, count, false);
-  else move(from, exact + p.offset[entry] + start, count, entry >= p.exponential);
+  const source_t *from = p.source[entry];
+  const int row = p.row[entry], stride = p.stride[entry], at = p.offset[entry];
+  if (entry < p.exact) move(from, low + at, start, count, row, stride, false);
+  else move(from, exact + at, start, count, row, stride, entry >= p.exponential);
 }
