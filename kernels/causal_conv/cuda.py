@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.causal_conv import reference
-from ssmvision.kernels.causal_conv.config import (
-    BACKWARD_WARPS,
-    THREADS,
-    backward_strip,
-    channels_per_thread,
-    forward_strip,
-)
+from ssmvision.kernels.causal_conv.config import THREADS, backward_strips, channels_per_thread, forward_strip
 from ssmvision.kernels.causal_conv.cuda_programs import IO, Conv, Rows
 from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.registry import Request
@@ -27,6 +21,7 @@ __all__ = ["backward", "can_run", "forward"]
 
 SUM_THREADS, SUM_COLUMNS = 256, 32  # per block of conv_sum
 MAX_ROW_STRIDE = 1 << 31
+WEIGHT_ALIGNMENT = 16
 
 
 def can_run(request: Request) -> str | None:
@@ -83,9 +78,12 @@ def _writable(name: str, t: Tensor) -> Tensor:
 
 
 def _weights(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Contiguous and of one dtype: float32, or the tokens' own."""
+    """Contiguous, of one dtype (float32, or the tokens' own), the weights where several can be read at once."""
     wanted = weight.dtype if weight.dtype == dtype and (bias is None or bias.dtype == dtype) else torch.float32
-    return weight.to(wanted).contiguous(), None if bias is None else bias.to(wanted).contiguous()
+    weight = weight.to(wanted).contiguous()
+    if weight.data_ptr() % WEIGHT_ALIGNMENT:
+        weight = weight.clone()
+    return weight, None if bias is None else bias.to(wanted).contiguous()
 
 
 def _rows(t: Tensor) -> Rows:
@@ -188,16 +186,15 @@ def _launch_backward(
     """Writes dx; returns dweight and dbias. A pass leaves a part of their sums for each block, a second adds them."""
     batch, length, channels = x.shape
     device, (n_routes, _, taps) = x.device.index, weight.shape
-    width = channels_per_thread(n_routes, taps, _aligned(x, dout, dx))
+    width = channels_per_thread(n_routes, taps, _aligned(x, dout, dx), backward=True)
     tiles = -(-channels // (32 * width))
-    strip = backward_strip(batch * tiles * 32, length, _processors(device))
+    strip, warps = backward_strips(batch * tiles, length, _processors(device))
     block = _block(x, dout, weight, bias, strip, length)
-    stacks = batch * -(-block.strips // BACKWARD_WARPS)
+    stacks = batch * -(-block.strips // warps)
     partial = torch.empty(stacks, n_routes, taps + 1, channels, device=x.device)
     block.dx, block.partial, block.tiles = _rows(dx), partial.data_ptr(), tiles
     variant = (x.dtype, weight.dtype, routes, taps, width, silu, device)
-    threads = (32 * BACKWARD_WARPS, 1, 1)
-    _kernel("conv_backward", *variant).launch((tiles * stacks, 1, 1), threads, 0, None, (block,))
+    _kernel("conv_backward", *variant).launch((tiles * stacks, 1, 1), (32 * warps, 1, 1), 0, None, (block,))
 
     dweight, dbias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
     columns = n_routes * (taps + 1) * channels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from itertools import product
 
 import torch
 
@@ -37,19 +36,26 @@ class Conv(ctypes.Structure):
     ]
 
 
-# Weights in float32, as under autocast, or in the tokens' dtype; one direction, and Vim's two.
-VARIANTS = [
-    {"IO": io, "WIO": wio, "K": k, "REVERSE": k - 1 << 1 if k > 1 else 0, "W": 4, "V": 4, "SILU": 1}
-    for (io, wio), k in product(((0, 0), (1, 0), (1, 1), (2, 0), (2, 2)), (1, 2))
-]
+def _variants(two: int) -> list[dict[str, int]]:
+    """Weights in float32, as under autocast, or in the tokens' dtype; one direction, and Vim's two.
 
-register_program(ProgramSpec("conv_forward", PACKAGE, "csrc/forward.cu", {"conv_forward": (Conv,)}, VARIANTS))
+    Args:
+        two: channels per thread with two directions, as `config.channels_per_thread` has it.
+    """
+    return [
+        {"IO": io, "WIO": wio, "K": k, "REVERSE": reverse, "W": 4, "V": v, "SILU": 1}
+        for io, wio in ((0, 0), (1, 0), (1, 1), (2, 0), (2, 2))
+        for k, reverse, v in ((1, 0, 4), (2, 2, two))
+    ]
+
+
+register_program(ProgramSpec("conv_forward", PACKAGE, "csrc/forward.cu", {"conv_forward": (Conv,)}, _variants(2)))
 register_program(
     ProgramSpec(
         "conv_backward",
         PACKAGE,
         "csrc/backward.cu",
         {"conv_backward": (Conv,), "conv_sum": (*(POINTER,) * 3, INT, INT, INT)},
-        VARIANTS,
+        _variants(4),
     )
 )

@@ -3,7 +3,7 @@
 // the weights' gradient in a fixed order.
 #include "common.cuh"
 
-constexpr int WARPS = 4;
+constexpr int MAX_WARPS = 4;
 
 // d/dy y sigmoid(y) = s + s (y - y s).
 __device__ __forceinline__ float silu_slope(float y) {
@@ -78,13 +78,15 @@ struct Walk {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Conv p) {
-  __shared__ float parts[WARPS][W + 1][V][32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+constexpr int RESIDENT = sizeof(io_t) == 4 ? 2 : K * W * V <= 16 ? 4 : 3;
+
+extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS, RESIDENT) conv_backward(const Conv p) {
+  __shared__ float parts[MAX_WARPS][W + 1][V][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int tile = blockIdx.x % p.tiles, stack = blockIdx.x / p.tiles;
-  const int stacks = (p.strips + WARPS - 1) / WARPS;
+  const int stacks = (p.strips + warps - 1) / warps;
   const long long b = stack / stacks;
-  const int strip = stack % stacks * WARPS + warp, e = (tile * 32 + lane) * V;
+  const int strip = stack % stacks * warps + warp, e = (tile * 32 + lane) * V;
 
   Walk walk = {};
   walk.begin = strip * p.strip, walk.stop = min(walk.begin + p.strip, p.L);
@@ -122,11 +124,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) conv_backward(const Con
       parts[warp][W][v][lane] = walk.dbias[k][v];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (W + 1) * 32 * V; i += 32 * WARPS) {
+    for (int i = threadIdx.x; i < (W + 1) * 32 * V; i += blockDim.x) {
       const int channel = i % (32 * V), row = i / (32 * V), e_out = tile * 32 * V + channel;
       float total = 0.f;
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) total += parts[w][row][channel % V][channel / V];
+      for (int w = 0; w < warps; w++) total += parts[w][row][channel % V][channel / V];
       if (e_out < p.E) p.partial[(((long long)stack * K + k) * (W + 1) + row) * p.E + e_out] = total;
     }
   }

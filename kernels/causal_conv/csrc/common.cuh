@@ -47,18 +47,30 @@ __device__ __forceinline__ void shift(float (&window)[W][V]) {
   }
 }
 
+// Weights per access: as many of a thread's V W neighbours as divide them and fill 16 bytes at most. cuda.py keeps the
+// weights' address a multiple of 16.
+__device__ constexpr int weights_at_once() {
+  int count = 16 / sizeof(weight_t);
+  while (V * W % count) count /= 2;
+  return count;
+}
+
 struct Taps {
   float w[K][W][V], bias[K][V];
 
   __device__ __forceinline__ Taps(const Conv &p, int e, float scale = 1.f) {
+    constexpr int N = weights_at_once();
 #pragma unroll
     for (int k = 0; k < K; k++) {
+      const long long channel = (long long)k * p.E + e;
 #pragma unroll
-      for (int v = 0; v < V; v++) {
-        const long long channel = (long long)k * p.E + e + v;
-        bias[k][v] = p.bias ? to_float(p.bias[channel]) * scale : 0.f;
+      for (int v = 0; v < V; v++) bias[k][v] = p.bias ? to_float(p.bias[channel + v]) * scale : 0.f;
 #pragma unroll
-        for (int i = 0; i < W; i++) w[k][i][v] = to_float(p.weight[channel * W + tap(k, i)]) * scale;
+      for (int i = 0; i < V * W; i += N) {
+        float several[N];
+        Pack<weight_t, N>::load(p.weight + channel * W + i).unpack(several);
+#pragma unroll
+        for (int n = 0; n < N; n++) w[k][tap(k, (i + n) % W)][(i + n) / W] = several[n] * scale;
       }
     }
   }

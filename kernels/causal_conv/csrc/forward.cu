@@ -42,7 +42,10 @@ struct Walk {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(128) conv_forward(const Conv p) {
+// Warps hide the latency here, so few registers are worth more than many channels per thread.
+constexpr int RESIDENT = K * W * V <= 16 && V * sizeof(io_t) <= 8 ? 8 : 4;
+
+extern "C" __global__ void __launch_bounds__(128, RESIDENT) conv_forward(const Conv p) {
   const int groups = p.E / V;
   long long id = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   const int e = id % groups * V;
