@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,8 +71,8 @@ class Plan(NamedTuple):
 
     def sources(self, p: Parameters) -> list[Tensor]:
         """The parameters, in the order of `places`."""
-        fields = {name: value if isinstance(value, tuple) else (value,) for name, value in zip(FIELDS, p, strict=True)}
-        return [fields[place.field][place.route] for place in self.places]
+        fields: dict[str, Any] = dict(zip(FIELDS, p, strict=True))
+        return [fields[q.field] if q.field in ENDS else fields[q.field][q.route] for q in self.places]
 
 
 Buffers = tuple[Tensor, Tensor]
@@ -135,7 +135,7 @@ def lay_out(s: Sizes, rank: int, cast: bool) -> Plan:
             offset += -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
         ends.append(offset)
     places = [place for slot in slots for place in _places(slot, s, rank)]
-    return Plan(tuple(slots), tuple(places), *ends, rank != s.rank)
+    return Plan(tuple(slots), tuple(places), low=ends[0], exact=ends[1], padded=rank != s.rank)
 
 
 _kept_layout = lru_cache(maxsize=256)(lay_out)
