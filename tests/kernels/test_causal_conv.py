@@ -203,9 +203,7 @@ def test_constants_agree_with_the_source() -> None:
     assert f"__launch_bounds__({config.THREADS}" in CSRC.joinpath("forward.cu").read_text()
 
 
-@pytest.mark.parametrize(
-    ("columns", "tokens"), [(1, 1), (6, 197), (12, 6084), (384, 197), (192, 197), (10**7, 50)]
-)
+@pytest.mark.parametrize(("columns", "tokens"), [(1, 1), (6, 197), (12, 6084), (384, 197), (192, 197), (10**7, 50)])
 def test_strips_fill_the_device_and_cover_the_sequence(columns: int, tokens: int) -> None:
     forward = config.forward_strip(columns * 32, tokens, 132)
     assert forward >= 4
