@@ -107,6 +107,23 @@ def test_transposed_and_misaligned_inputs() -> None:
         assert torch.equal(causal_conv(same, weight, bias, BOTH, backend="cuda"), expected)
 
 
+def test_misaligned_weights() -> None:
+    """Out of a flat buffer of many parameters, say."""
+    x, weight, bias, dout = make((BOTH, 2, 20, 8, 4), torch.bfloat16, True)
+    flat = torch.empty(weight.numel() + 1, device="cuda")[1:].view(weight.shape).copy_(weight)
+    assert torch.equal(cuda.forward(x, flat, bias, BOTH, True), cuda.forward(x, weight, bias, BOTH, True))
+    got = cuda.backward(x, flat, bias, BOTH, True, dout)
+    assert torch.equal(got[1], cuda.backward(x, weight, bias, BOTH, True, dout)[1])
+
+
+def test_results_that_cannot_be_written_in_place_are_refused() -> None:
+    x, weight, bias, dout = make((BOTH, 2, 20, 8, 4), torch.bfloat16, True)
+    with pytest.raises(ValueError, match="out must have stride 1 along E"):
+        cuda.forward(x, weight, bias, BOTH, True, out=torch.empty(2, 2, 8, 20, device="cuda").transpose(2, 3))
+    with pytest.raises(ValueError, match="dx must have stride 1 along E"):
+        cuda.backward(x, weight, bias, BOTH, True, dout, dx=torch.empty(2, 8, 20, device="cuda").transpose(1, 2))
+
+
 def test_gradients_of_an_expanded_result() -> None:
     """The gradient of a sum arrives with strides of zero."""
     x, weight, bias, _ = (t.requires_grad_() for t in make((BOTH, 2, 20, 8, 4), torch.float32, True))
