@@ -13,9 +13,9 @@ from ssmvision.kernels.mamba_mixer.op import run
 
 __all__ = ["MAX_TAPS", "Recompute", "compute_dtype", "mamba_mixer", "run_mixer"]
 
-Recompute = Literal["least", "scan", "all"]
+Recompute = Literal["none", "least", "scan", "all"]
 MAX_TAPS = 8
-KEEP = {"least": "states", "scan": "activations", "all": "tokens"}
+KEEP = {"none": "everything", "least": "states", "scan": "activations", "all": "tokens"}
 
 
 def mamba_mixer(
@@ -59,9 +59,10 @@ def mamba_mixer(
         out_weight, out_bias: (D, E) and (D,) or None. Both projections have a bias or none has.
         routes: K times "forward" or "backward".
         merge: how directions are joined.
-        recompute: what the backward computes again instead of having it stored, in increasing order. Stored for
-            "least": tokens, in_proj's and x_proj's results, the scan's result before the gate and its states; for
-            "scan": without the last two, so that the scan runs a second time; for "all": tokens only.
+        recompute: what the backward computes again instead of having it stored. "none": nothing but the result after
+            the gate. "least": also the convolutions and step sizes, which cost little and would take 4 E elements a
+            token for two directions. "scan": also the scan, for its states and its result before the gate. "all":
+            everything, so that only the tokens are stored.
         backend: of the scan, see `selective_scan_nd`. On "cuda" the mixer's own kernels run, else plain PyTorch.
 
     Returns:

@@ -19,12 +19,12 @@ from ssmvision.kernels.selective_scan.op import scan
 __all__ = ["mixer", "mixer_backward", "run"]
 
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _forward(
     tokens: Tensor, parameters: Sequence[Tensor], routes: str, merge: str, keep: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return out (B, L, D), the fields of `Kept`, and the packed parameters; empty where `keep` leaves them out."""
     names = tuple(routes.split(","))
     return _run(tokens, Parameters.from_flat(parameters, len(names)), names, merge, keep, backend)
@@ -67,12 +67,14 @@ def _forward_fake(
     low, exact = pack.buffers(p, tokens.dtype, pack.lay_out(s, rank, p.in_weight.dtype != tokens.dtype))
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
-    xz = tokens.new_empty(batch, length, 2 * s.inner)
-    x_dbl = tokens.new_empty(s.routes, batch, length, rank + 2 * s.state)
-    y, states = _scan_fake(tokens, p, names, merge, keep == "states", backend)
-    if keep in ("nothing", "tokens"):
-        xz, x_dbl = tokens.new_empty(0), tokens.new_empty(0)
-    return tokens.new_empty(tokens.shape), xz, x_dbl, y, states, low, exact
+    y, states = _scan_fake(tokens, p, names, merge, keep in ("states", "everything"), backend)
+    xz, x_dbl, u, delta = (tokens.new_empty(0) for _ in range(4))
+    rows = (s.routes, batch, length)
+    if keep not in ("nothing", "tokens"):
+        xz, x_dbl = tokens.new_empty(batch, length, 2 * s.inner), tokens.new_empty(*rows, rank + 2 * s.state)
+    if keep == "everything":
+        u, delta = tokens.new_empty(*rows, s.inner), tokens.new_empty(*rows, s.inner)
+    return tokens.new_empty(tokens.shape), xz, x_dbl, u, delta, y, states, low, exact
 
 
 def _scan_fake(
@@ -191,9 +193,10 @@ class _EagerMixer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, xz, x_dbl, y, states, low, exact, *parameters = ctx.saved_tensors
+        tokens, *rest = ctx.saved_tensors
+        kept, (low, exact), parameters = passes.Kept(*rest[:6]), rest[6:8], rest[8:]
         routes, merge, backend = ctx.settings
-        p, kept = Parameters.from_flat(parameters, len(routes)), passes.Kept(xz, x_dbl, y, states)
+        p = Parameters.from_flat(parameters, len(routes))
         if torch.is_grad_enabled():  # create_graph=True: the operator's gradients refuse to be differentiated
             names = ",".join(routes)
             dtokens, *grads = mixer_backward(dout, tokens, parameters, list(kept), low, exact, names, merge, backend)

@@ -24,7 +24,7 @@ from ssmvision.kernels.selective_scan.args import ScanArgs
 __all__ = ["KEEP", "Kept", "Toolbox", "backward", "forward", "toolbox"]
 
 # What a forward keeps for its backward, beside the tokens and the packed parameters.
-KEEP = ("nothing", "tokens", "activations", "states")
+KEEP = ("nothing", "tokens", "activations", "states", "everything")
 
 
 class Toolbox(NamedTuple):
@@ -52,15 +52,24 @@ def _toolbox(scan: registry.Backend) -> Toolbox:
 
 
 class Kept(NamedTuple):
-    """Of a forward: xz (B, L, 2E), x_dbl (K, B, L, R + 2N), y before the gate (B, L, E), the scan's states.
+    """Of a forward; what was not kept is empty.
 
-    The members that were not kept are empty.
+    Shapes: xz (B, L, 2E), x_dbl (K, B, L, R + 2N), u and delta (K, B, L, E), y (the scan's result before the gate)
+    (B, L, E); states as the scan's backend has them.
     """
 
     xz: Tensor
     x_dbl: Tensor
+    u: Tensor
+    delta: Tensor
     y: Tensor
     states: Tensor
+
+    def direction(self) -> _Direction | None:
+        """What entered the scan, if it was kept."""
+        if self.u.dim() != 4:
+            return None
+        return _Direction(*(t.transpose(0, 1) for t in (self.u, self.delta, self.x_dbl)))
 
 
 class _Direction(NamedTuple):
@@ -118,13 +127,15 @@ def forward(
     x, z = xz.split(inner, dim=-1)
     d = _scan_inputs(tools, w, x, routes, None)
     args = _scan_args(w, d, z, routes, merge)
-    out, _, states, y = tools.scan.forward(args, keep == "states")
+    out, _, states, y = tools.scan.forward(args, keep in ("states", "everything"))
     result = F.linear(out, w.out_weight, w.out_bias)
-    if y is None:
-        y = tokens.new_empty(0)
-    if keep in ("nothing", "tokens"):
-        return result, Kept(tokens.new_empty(0), tokens.new_empty(0), y, states)
-    return result, Kept(xz, d.x_dbl.transpose(0, 1), y, states)
+    found: dict[str, Tensor] = {} if y is None else {"y": y}
+    if keep not in ("nothing", "tokens"):
+        found |= {"xz": xz, "x_dbl": d.x_dbl.transpose(0, 1)}
+    if keep == "everything":
+        found |= {"u": d.u.transpose(0, 1), "delta": d.delta.transpose(0, 1)}
+    absent = {name: tokens.new_empty(0) for name in Kept._fields[:-1] if name not in found}
+    return result, Kept(**found, **absent, states=states)
 
 
 class _Recomputed(NamedTuple):
@@ -141,7 +152,7 @@ def _recompute(
     inner = w.A.shape[1]
     is_kept = kept.xz.dim() == 3
     xz = kept.xz if is_kept else F.linear(tokens, w.in_weight, w.in_bias)
-    d = _scan_inputs(tools, w, xz[..., :inner], routes, kept.x_dbl if is_kept else None)
+    d = kept.direction() or _scan_inputs(tools, w, xz[..., :inner], routes, kept.x_dbl if is_kept else None)
     if kept.y.dim() == 3:
         return _Recomputed(xz, d, kept.y, kept.states)
     y, _, states, _ = tools.scan.forward(_scan_args(w, d, None, routes, merge), True)

@@ -66,7 +66,7 @@ class MambaMixer(nn.Module):
             the layers one by one, and is the same function up to rounding. None: where the scan's backend is "cuda".
             True: everywhere; False: nowhere. In any case the layers run one by one for shared directions, for more
             than 8 taps, and as long as a projection or convolution has hooks or was replaced by another kind of layer.
-        recompute: what the operator's backward computes again to save memory, "least", "scan" or "all"; see
+        recompute: what the operator's backward computes again to save memory, "none", "least", "scan" or "all"; see
             `mamba_mixer`.
         device, dtype: of the parameters.
 

@@ -36,7 +36,7 @@ def parameters(mixer: MambaMixer) -> Parameters:
     return mixer._parameters_by_route()
 
 
-@pytest.mark.parametrize("recompute", ["least", "scan", "all"])
+@pytest.mark.parametrize("recompute", ["none", "least", "scan", "all"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_the_layers_one_by_one(options: dict[str, Any], recompute: Any) -> None:
     """Result and the gradient of every input, in float64, on both backends; 70 tokens cross a chunk."""
@@ -93,17 +93,18 @@ def test_what_is_kept_shrinks_with_recompute() -> None:
     with torch.no_grad():
         kept = {
             keep: sum(t.numel() for t in mixer_op(x, flat, "forward,backward", "mean", keep, "auto")[1:-2])
-            for keep in ("states", "activations", "tokens")
+            for keep in ("everything", "states", "activations", "tokens")
         }
     length, inner = 2 * 130, 32
     x_dbl = 2 * length * (fused.dt_rank + 2 * 4)
     assert kept["tokens"] == 0
     assert kept["activations"] == length * 2 * inner + x_dbl
     assert kept["states"] > kept["activations"] + length * inner
+    assert kept["everything"] == kept["states"] + 4 * length * inner
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("keep", ["nothing", "tokens", "activations", "states"])
+@pytest.mark.parametrize("keep", ["nothing", "tokens", "activations", "states", "everything"])
 def test_operator_rules(keep: str, dtype: torch.dtype) -> None:
     fused, _ = pair(8, torch.float32, d_state=4, bidirectional=True)
     x = tokens(2, 9, 8, dtype=dtype).detach().requires_grad_(keep != "nothing")
@@ -272,7 +273,7 @@ class TestPublicFunction:
             ({"merge": "none"}, "merge must be 'sum' or 'mean', got 'none'"),
             ({"routes": ("forward", "row")}, "unknown route 'row'"),
             ({"routes": ("forward",)}, "conv_weight must have one tensor for each of 1 routes, got 2"),
-            ({"recompute": "some"}, "recompute must be one of least, scan, all, got 'some'"),
+            ({"recompute": "some"}, "recompute must be one of none, least, scan, all, got 'some'"),
             ({"tokens": torch.zeros(5, 6)}, r"tokens must be \(B, L, D\), got \(5, 6\)"),
             ({"tokens": torch.zeros(2, 5, 7)}, r"in_weight must have shape \(24, 7\), got \(24, 6\)"),
             ({"in_bias": torch.zeros(24)}, "in_bias and out_bias must both be given"),

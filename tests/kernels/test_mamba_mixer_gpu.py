@@ -46,7 +46,7 @@ def in_float64(mixer: MambaMixer, x: Tensor) -> dict[str, Tensor]:
     return results(wide, x.detach().double().requires_grad_())
 
 
-@pytest.mark.parametrize("recompute", ["least", "scan", "all"])
+@pytest.mark.parametrize("recompute", ["none", "least", "scan", "all"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_matches_float64(case: Any, recompute: Any) -> None:
     dim, length, batch, options = case
