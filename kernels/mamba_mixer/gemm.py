@@ -6,20 +6,27 @@ directions; else each direction takes one that is batched over sequences. Nothin
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 __all__ = ["add_times_each", "outer", "outer_each", "times_each"]
 
 # A weight's gradient is a small matrix summed over all tokens: too few tiles to fill a GPU unless the sum is cut.
-MAX_PARTS = 16
+MAX_PARTS = 64
+PART = 1024
+# Where no divisor cuts the tokens into shorter parts, a single product per direction leaves the cut to the library.
+LONGEST_PART = 16384
 
 
-def _merged(*tensors: Tensor) -> list[Tensor] | None:
-    """Each as (K, B L, C), or None where one is laid out otherwise."""
-    if any(t.shape[0] != 1 and t.stride(0) != t.shape[2] * t.stride(2) for t in tensors):
-        return None
-    return [t.transpose(0, 1).flatten(1, 2) for t in tensors]
+def _merged(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both as (K, B L, C), or None where one is laid out otherwise."""
+    if a.shape[0] != 1:
+        length = a.shape[2]
+        if a.stride(0) != length * a.stride(2) or b.stride(0) != length * b.stride(2):
+            return None
+    return a.transpose(0, 1).flatten(1, 2), b.transpose(0, 1).flatten(1, 2)
 
 
 def times_each(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -56,21 +63,27 @@ def outer(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a.t(), b).to(dtype)
 
 
-def _parts(batch: int) -> int:
-    """Into how many parts of whole sequences a sum over tokens is cut: the largest divisor up to the limit."""
-    return next(n for n in range(min(batch, MAX_PARTS), 0, -1) if batch % n == 0)
+@lru_cache(maxsize=256)
+def _parts(tokens: int) -> int:
+    """Into how many equal parts a sum over tokens is cut."""
+    most = min(max(tokens // PART, 1), MAX_PARTS)
+    return next(n for n in range(most, 0, -1) if tokens % n == 0)
 
 
 def outer_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a^T b over all tokens for every direction, in a weight's dtype: (B, K, L, m) and (B, K, L, n) -> (K, m, n)."""
-    batch, routes = a.shape[:2]
+    routes = a.shape[1]
     if a.numel() == 0:
         return a.new_zeros(routes, a.shape[-1], b.shape[-1], dtype=dtype)
     merged = _merged(a, b)
     if merged is None:
-        each = (_transposed_times(a[:, k], b[:, k], dtype).sum(0) for k in range(routes))
-        return torch.stack(list(each))
-    parts = _parts(batch)
+        return torch.stack([_transposed_times(a[:, k], b[:, k], dtype).sum(0) for k in range(routes)])
+    a, b = merged
+    parts = _parts(a.shape[1])
+    if a.shape[1] > LONGEST_PART * parts:
+        return torch.stack([outer(a[k], b[k], dtype) for k in range(routes)])
+    if parts == 1:
+        return _transposed_times(a, b, dtype)
     a, b = (t.unflatten(1, (parts, -1)).flatten(0, 1) for t in merged)
-    products = _transposed_times(a, b, dtype)
-    return products if parts == 1 else products.unflatten(0, (routes, parts)).sum(1)
+    products: Tensor = _transposed_times(a, b, dtype).unflatten(0, (routes, parts))
+    return products.sum(1)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from importlib.resources import files
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.cuda.compiler import compile_cubin
-from ssmvision.kernels.mamba_mixer import cuda_programs, mamba_mixer
+from ssmvision.kernels.mamba_mixer import cuda_programs, gemm, mamba_mixer
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.mamba_mixer.op import mixer as mixer_op
 from ssmvision.kernels.mamba_mixer.pack import buffers, copy_parameters, lay_out, layout_of, view
@@ -315,3 +316,35 @@ def test_parameter_block_has_the_fields_of_the_source() -> None:
     assert declared == [name for name, _ in cuda_programs.Pack._fields_]
     assert f"constexpr int ENTRIES = {cuda_programs.ENTRIES};" in text
     assert f"constexpr int PER_BLOCK = {cuda_programs.PACK_PER_BLOCK};" in text
+
+
+def _laid_out(t: Tensor, routes_first: bool) -> Tensor:
+    """(B, K, L, C) with the directions or the sequences in front in memory."""
+    return t.transpose(0, 1).contiguous().transpose(0, 1) if routes_first else t.contiguous()
+
+
+@pytest.mark.parametrize("layouts", list(itertools.product((False, True), repeat=2)), ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gemms_on_every_layout(batch: int, layouts: tuple[bool, bool]) -> None:
+    """Directions in front in both, one or none; also parts of wider rows."""
+    g = torch.Generator().manual_seed(0)
+    wide = torch.randn(batch, 2, 7, 9, generator=g, dtype=torch.float64)
+    x = _laid_out(wide, layouts[0])[..., 2:7]
+    weight = torch.randn(2, 5, 4, generator=g, dtype=torch.float64)
+    wanted = torch.einsum("bklm,kmn->bkln", x, weight)
+    out = _laid_out(torch.zeros(batch, 2, 7, 6, dtype=torch.float64), layouts[1])[..., 1:5]
+    gemm.times_each(x, weight, out)
+    torch.testing.assert_close(out, wanted)
+    gemm.add_times_each(out, x, weight)
+    torch.testing.assert_close(out, 2 * wanted)
+    outer = torch.einsum("bklm,bkln->kmn", x, wanted)
+    torch.testing.assert_close(gemm.outer_each(x, _laid_out(wanted, layouts[1]), torch.float64), outer)
+
+
+@pytest.mark.parametrize("tokens", [4096, 2 * 3 * 1021, 40009])
+def test_sums_over_many_tokens(tokens: int) -> None:
+    """Cut into equal parts, where a divisor allows that, in one piece or left to the library."""
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(1, 2, tokens, width, generator=g, dtype=torch.float64) for width in (3, 2))
+    torch.testing.assert_close(gemm.outer_each(a, b, torch.float64), torch.einsum("bklm,bkln->kmn", a, b))
+    assert gemm._parts(tokens) == {4096: 4, 2 * 3 * 1021: 3, 40009: 1}[tokens]
