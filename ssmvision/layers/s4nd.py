@@ -7,6 +7,7 @@ Source: Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Sig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.s4nd.args import PRECISIONS, Precision
+from ssmvision.kernels.s4nd.two_sided import AxisKernels, two_sided
 from ssmvision.layers.mamba_layer import autocast_off
 from ssmvision.layers.s4nd_dense import DenseKernel
 from ssmvision.layers.s4nd_diagonal import S4DKernel
@@ -23,7 +25,7 @@ from ssmvision.layers.s4nd_kernel import AxisKernel, generate
 from ssmvision.layers.s4nd_optim import param_groups
 from ssmvision.layers.s4nd_output import PointwiseOutput
 
-__all__ = ["KERNELS", "S4ND", "set_rate"]
+__all__ = ["KERNELS", "S4ND", "set_rate", "shared_kernels"]
 
 Rates = float | Sequence[float]
 KERNELS: dict[str, Callable[..., AxisKernel]] = {
@@ -134,7 +136,7 @@ class S4ND(nn.Module):
                 tie_dropout=tie_dropout,
                 **factory,
             )
-        self._cache: tuple[Any, list[Tensor]] | None = None
+        self._cache: tuple[Any, AxisKernels] | None = None
 
     @classmethod
     def from_official_kwargs(
@@ -153,13 +155,14 @@ class S4ND(nn.Module):
         """The layer's settings, for `print`."""
         return f"{self.d_model}, l_max={self.l_max}, channels={self.channels}, out_channels={self.out_channels}"
 
-    def forward(self, u: Tensor, rate: Rates | None = None) -> Tensor:
+    def forward(self, u: Tensor, rate: Rates | None = None, kernels: AxisKernels | None = None) -> Tensor:
         """Convolve a map.
 
         Args:
             u: (B, H, *grid), or (B, *grid, H) if not `transposed`; grids of any size, kernels reach `l_max` / rate.
             rate: sampling step as a multiple of the trained one, for all axes or one an axis: for images of voxel
                 spacing s, s / reference spacing (2 at half the resolution). None for the layer's own.
+            kernels: made before by `kernels` or, together with those of other layers, by `shared_kernels`.
 
         Returns:
             see the class.
@@ -170,11 +173,10 @@ class S4ND(nn.Module):
             order = "(B, H, *grid)" if self.transposed else "(B, *grid, H)"
             raise ValueError(f"S4ND needs {order} with H={self.d_model} and {axes} axes, got {tuple(u.shape)}")
         x = u if self.transposed else u.movedim(-1, 1)
-        rates = self.rate if rate is None else self._rates(rate)
-        kernels, centers = self._kernels(tuple(x.shape[2:]), rates)
+        taps, centers = self.kernels(x.shape[2:], rate) if kernels is None else kernels
         skip = None if self.out_channels else self.D
         options: dict[str, Any] = {"precision": self._precision(x), "backend": self.backend}
-        y = long_conv_nd(x, kernels, skip, centers=centers, dense=self.out_channels is not None, **options)
+        y = long_conv_nd(x, taps, skip, centers=centers, dense=self.out_channels is not None, **options)
         if self.out_channels:
             y = y.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2)
         y = y.flatten(1, 2)
@@ -186,7 +188,7 @@ class S4ND(nn.Module):
         """Change how far the kernels reach; their parameters serve any length."""
         self.l_max = _per_axis(l_max, len(self.l_max))
         for kernel, length in zip(self._systems(), self.l_max, strict=True):
-            kernel.l_max = length
+            kernel.set_l_max(length)
 
     def _systems(self) -> list[AxisKernel]:
         return [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
@@ -205,50 +207,51 @@ class S4ND(nn.Module):
 
     # Kernels
 
-    def _kernels(self, grid: tuple[int, ...], rates: tuple[float, ...]) -> tuple[list[Tensor], list[int]]:
-        """Two-sided kernels (R, C, H, T) of every axis with the places of their lag 0; kept where nothing trains."""
-        lengths = [
-            size if longest is None else max(1, min(size, round(longest / rate)))
-            for size, longest, rate in zip(grid, self.l_max, rates, strict=True)
-        ]
-        if self.bidirectional:
-            centers = [length - 1 if self.symmetric_center else length for length in lengths]
-        else:
-            centers = [0] * len(lengths)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._generate(lengths, rates), centers
-        key = (tuple(lengths), rates, self._stamp())
+    def kernels(self, grid: Sequence[int], rate: Rates | None = None) -> AxisKernels:
+        """The kernels for maps of a size, kept while nothing can train (evaluation without gradients).
+
+        Args:
+            grid: sizes of the axes.
+            rate: see `forward`.
+        """
+        rates = self.rate if rate is None else self._rates(rate)
+        lengths = self._lengths(grid, rates)
+        if not self._keeps():
+            return shared_kernels([self], grid, [rates])[0]
+        key = (lengths, rates, self._stamp())
         if self._cache is None or self._cache[0] != key:
-            # Fitting an S4 kernel to a new length changes its parameters, hence the key.
-            kernels = self._generate(lengths, rates)
-            self._cache = ((tuple(lengths), rates, self._stamp()), kernels)
-        return self._cache[1], centers
+            made = shared_kernels([self], grid, [rates])[0]
+            # Fitting an S4 kernel to a new length changes its parameters, hence a second look.
+            self._cache = ((lengths, rates, self._stamp()), made)
+        return self._cache[1]
+
+    def _keeps(self) -> bool:
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+    def _lengths(self, grid: Sequence[int], rates: Sequence[float]) -> tuple[int, ...]:
+        axes = zip(grid, self.l_max, rates, strict=True)
+        return tuple(
+            size if longest is None else max(1, min(size, round(longest / rate))) for size, longest, rate in axes
+        )
 
     def _stamp(self) -> tuple[Any, ...]:
+        """Changes whenever a parameter does."""
         tensors = (*self.kernel.parameters(), *self.kernel.buffers())
         if any(t.is_inference() for t in tensors):
             return (object(),)  # their changes cannot be seen: never equal
         return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
-    def _generate(self, lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
-        with autocast_off(self.D.device):
-            sides = generate(self._systems(), lengths, rates)
-        kernels = [self._two_sided(side).unflatten(0, (self.trank, -1)) for side in sides]
-        if self.trank > 1:
-            kernels[0] = kernels[0] / self.trank
-        return kernels
+    def _form(self) -> tuple[bool, bool]:
+        return self.bidirectional, self.symmetric_center
 
-    def _two_sided(self, side: Tensor) -> Tensor:
-        """(2 C, H, L) -> (C, H, taps): the first half holds lags 0, 1, ...; the second -1, -2, ..."""
-        if not self.bidirectional:
-            return side
-        causal, anticausal = side.chunk(2, 0)
-        if not self.symmetric_center:
-            return torch.cat((anticausal.flip(-1), causal), -1)
-        # A tap is the integral over a step, from its lag to the next; half of it belongs to either end.
-        center = (causal[..., :1] + anticausal[..., :1]) / 2
-        later, earlier = ((side[..., 1:] + side[..., :-1]) / 2 for side in (causal, anticausal))
-        return torch.cat((earlier.flip(-1), center, later), -1)
+    def _axis_kernels(self, sides: Sequence[Tensor], lengths: Sequence[int]) -> AxisKernels:
+        """The generated kernels (R C, H, T) with their ranks apart, and the places of lag 0."""
+        taps = [side.unflatten(0, (self.trank, -1)) for side in sides]
+        if self.trank > 1:
+            taps[0] = taps[0] / self.trank
+        shift = 1 if self.symmetric_center else 0
+        centers = tuple(length - shift if self.bidirectional else 0 for length in lengths)
+        return AxisKernels(tuple(taps), centers)
 
     def train(self, mode: bool = True) -> S4ND:
         """As of every module; kernels that were kept are forgotten."""
@@ -285,6 +288,42 @@ def _per_axis(l_max: int | Sequence[int | None] | None, dim: int | None) -> tupl
     if len(lengths) not in (1, 2, 3) or (dim is not None and len(lengths) != dim):
         raise ValueError(f"l_max={l_max} and dim={dim}: 1, 2 or 3 axes are possible, with one length each")
     return lengths
+
+
+def shared_kernels(
+    layers: Sequence[S4ND], grid: Sequence[int], rates: Sequence[Sequence[float]] | None = None
+) -> list[AxisKernels]:
+    """Kernels of several layers for maps of one size, all axes of all layers in one batch where they are of one form.
+
+    Args:
+        layers: such as those of a network's stage.
+        grid: sizes of the axes.
+        rates: of each layer; None for the layers' own, whose kernels are kept in evaluation.
+    """
+    if rates is None:
+        if all(layer._keeps() for layer in layers):
+            return [layer.kernels(grid) for layer in layers]
+        rates = [layer.rate for layer in layers]
+    lengths = [layer._lengths(grid, rate) for layer, rate in zip(layers, rates, strict=True)]
+    sides: list[list[Tensor]] = [[] for _ in layers]
+    for bidirectional, symmetric in dict.fromkeys(layer._form() for layer in layers):
+        members = [i for i, layer in enumerate(layers) if layer._form() == (bidirectional, symmetric)]
+        systems = [(i, kernel) for i in members for kernel in layers[i]._systems()]
+        finish = partial(two_sided, symmetric=symmetric) if bidirectional else _one_sided
+        with autocast_off(layers[0].D.device):
+            made = generate(
+                [kernel for _, kernel in systems],
+                [length for i in members for length in lengths[i]],
+                [rate for i in members for rate in rates[i]],
+                finish,
+            )
+        for (i, _), taps in zip(systems, made, strict=True):
+            sides[i].append(taps)
+    return [layer._axis_kernels(taps, size) for layer, taps, size in zip(layers, sides, lengths, strict=True)]
+
+
+def _one_sided(taps: Tensor) -> Tensor:
+    return taps
 
 
 def set_rate(model: nn.Module, rate: Rates) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ssmvision.kernels.s4nd.two_sided import AxisKernels
 from ssmvision.layers.s4nd import S4ND
 from ssmvision.layers.s4nd_output import ChannelLinear
 
@@ -76,9 +77,9 @@ class S4NDBlock(nn.Module):
         self.gamma: nn.Parameter | None = scale
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        y = self.mlp(self.norm(self.conv_dw(x).movedim(1, -1)))
+    def forward(self, x: Tensor, kernels: AxisKernels | None = None) -> Tensor:
+        """See the class; `kernels` are the convolution's, if they were made before."""
+        y = self.mlp(self.norm(self.conv_dw(x, kernels=kernels).movedim(1, -1)))
         if self.gamma is not None:
             y = y * self.gamma
         out: Tensor = self.drop_path(y.movedim(-1, 1)) + x

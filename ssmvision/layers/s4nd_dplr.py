@@ -47,7 +47,12 @@ class S4Kernel(S4DKernel):
         super().__init__(d_model, d_state, channels, l_max, disc="bilinear", **kernel_args)
         self.length = 0
         self.register_buffer("l_kernel", torch.zeros((), dtype=torch.int64, device=self._factory["device"]))
-        if l_max is not None and not self.C.is_meta:
+        self.set_l_max(l_max)
+
+    def set_l_max(self, l_max: int | None) -> None:
+        """Change the longest kernel, and fit C to it if it is longer than before."""
+        super().set_l_max(l_max)
+        if l_max is not None and l_max > self.length and not self.C.is_meta:
             self._fit(l_max)
 
     def _add_low_rank(self, initial: InitialSystem) -> None:

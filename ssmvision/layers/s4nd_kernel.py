@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class AxisKernel(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._mark()  # copies of a parameter lose its attributes
 
+    def set_l_max(self, l_max: int | None) -> None:
+        """Change the longest kernel."""
+        self.l_max = l_max
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone."""
         return {name for name, rule in self.rules.items() if rule.get("weight_decay") == 0}
@@ -90,13 +94,19 @@ class AxisKernel(nn.Module):
         raise NotImplementedError
 
 
-def generate(kernels: Sequence[AxisKernel], lengths: Sequence[int], rates: Sequence[float]) -> list[Tensor]:
+def generate(
+    kernels: Sequence[AxisKernel],
+    lengths: Sequence[int],
+    rates: Sequence[float],
+    finish: Callable[[Tensor], Tensor] = lambda taps: taps,
+) -> list[Tensor]:
     """Kernels (channels, d_model, length) of several axes (or layers), those of one form in one batch.
 
     Args:
         kernels: the modules.
         lengths: taps wanted of each.
         rates: sampling step of each, as a multiple of the trained one.
+        finish: what to make of (..., channels, d_model, length).
 
     Raises:
         ValueError: a rate is not positive, or a kernel cannot be resampled.
@@ -111,8 +121,12 @@ def generate(kernels: Sequence[AxisKernel], lengths: Sequence[int], rates: Seque
         longest = max(lengths[i] for i in members)
         kind = type(kernels[members[0]])
         batch = kind.generate_batch([kernels[i] for i in members], longest, [rates[i] for i in members])
-        for taps, i in zip(batch.unbind(0), members, strict=True):
-            out[i] = taps[..., : lengths[i]]
+        if all(lengths[i] == longest for i in members):
+            finished = finish(batch).unbind(0)
+        else:
+            finished = tuple(finish(taps[..., : lengths[i]]) for taps, i in zip(batch.unbind(0), members, strict=True))
+        for taps, i in zip(finished, members, strict=True):
+            out[i] = taps
     return out
 
 

@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssmvision.layers.s4nd import S4ND, set_rate
+from ssmvision.layers.s4nd import S4ND, set_rate, shared_kernels
 from ssmvision.layers.s4nd_blocks import ChannelNorm, PooledS4ND, S4NDBlock, S4NDStem, patch_conv
 from ssmvision.layers.s4nd_head import PooledHead
 from ssmvision.layers.s4nd_optim import param_groups
@@ -46,9 +46,11 @@ class S4NDStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *grid) -> (B, C', *grid')."""
         x = self.downsample(x)
-        for block in self.blocks:
-            recompute = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        blocks = [block for block in self.blocks if isinstance(block, S4NDBlock)]
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        # One batch makes the kernels of all blocks: alone they would take longer than the convolutions.
+        for block, kernels in zip(blocks, shared_kernels([b.conv_dw for b in blocks], x.shape[2:]), strict=True):
+            x = checkpoint(block, x, kernels, use_reentrant=False) if recompute else block(x, kernels)
         return x
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmvision.layers.s4nd import KERNELS, S4ND, set_rate
+from ssmvision.layers.s4nd import KERNELS, S4ND, set_rate, shared_kernels
 from ssmvision.layers.s4nd_dplr import S4Kernel
 from ssmvision.layers.s4nd_kernel import generate
 from ssmvision.layers.s4nd_optim import param_groups
@@ -152,9 +152,21 @@ class TestKeptKernels:
         module = layer("s4").eval()
         with torch.no_grad():
             module(image(8, 6))
-            kept = module._kernels((8, 6), (1.0, 1.0))[0]
-            assert module._kernels((8, 6), (1.0, 1.0))[0] is kept
-            assert module._kernels((8, 5), (1.0, 1.0))[0] is not kept
+            kept = module.kernels((8, 6))
+            assert module.kernels((8, 6)) is kept
+            assert module.kernels((8, 5)) is not kept
+            assert module.train().kernels((8, 6)) is not kept
+
+    @pytest.mark.parametrize("kernel", ["s4", "s4d", "ema"])
+    def test_layers_share_one_batch(self, kernel: str) -> None:
+        modules = [
+            layer(kernel, **o) for o in ({}, {"symmetric_center": True}, {}, {"bidirectional": False}, {"trank": 2})
+        ]
+        with torch.no_grad():
+            for i, module in enumerate(modules):
+                module.kernel[0].get_parameter("gamma" if kernel == "ema" else "C").mul_(i + 1)
+        for module, made in zip(modules, shared_kernels(modules, (7, 6)), strict=True):
+            torch.testing.assert_close(module(image(7, 6), kernels=made), module(image(7, 6)))
 
     @pytest.mark.parametrize(
         "change",
