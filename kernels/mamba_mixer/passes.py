@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.causal_conv import cuda as conv_cuda
 from ssmvision.kernels.causal_conv import reference as conv_reference
-from ssmvision.kernels.mamba_mixer import pack, reference
+from ssmvision.kernels.mamba_mixer import cuda, pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights
 from ssmvision.kernels.mamba_mixer.gemm import add_times_each, outer, outer_each, times_each
 from ssmvision.kernels.selective_scan.args import ScanArgs
@@ -45,9 +46,6 @@ def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
 def _toolbox(scan: registry.Backend) -> Toolbox:
     if scan.name != "cuda":
         return Toolbox(scan, conv_reference, reference.gate_backward, pack.copy_parameters)
-    from ssmvision.kernels.causal_conv import cuda as conv_cuda
-    from ssmvision.kernels.mamba_mixer import cuda
-
     return Toolbox(scan, conv_cuda, cuda.gate_backward, cuda.fill)
 
 

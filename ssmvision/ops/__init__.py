@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssmvision.kernels.add_norm import add_rms_norm
 from ssmvision.kernels.causal_conv import causal_conv
+from ssmvision.kernels.mamba_mixer import mamba_mixer
 from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
 from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
 
@@ -12,6 +13,7 @@ __all__ = [
     "add_rms_norm",
     "causal_conv",
     "inverse_route",
+    "mamba_mixer",
     "route_index",
     "route_names",
     "selective_scan",
