@@ -8,8 +8,6 @@ transposed copy is ever made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from torch import Tensor
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection
 from ssmvision.kernels.s4nd.config import toeplitz_config
+from ssmvision.kernels.s4nd.products import matrix_gradient, multiply, multiply_back, tf32_products
 
 __all__ = ["NAME", "backward", "can_run", "diagonal_sums", "forward", "toeplitz"]
 
@@ -58,68 +57,6 @@ def diagonal_sums(matrix: Tensor, center: int, taps: int) -> Tensor:
     return F.pad(lags, (-before, -after))
 
 
-@contextmanager
-def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
-    """float32 products by TF32 only where asked for, whatever the global switch says."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _folds(x: Tensor) -> bool:
-    """Whether the batch joins the columns: single columns would make matrix-vector products."""
-    return x.shape[0] > 1 and x.shape[2] < 16
-
-
-def _multiply(matrices: Tensor, x: Tensor) -> Tensor:
-    """(G, I, J) times (B, G, M, J) -> (B, G, I, M)."""
-    batch, groups, columns, _ = x.shape
-    if _folds(x):
-        folded = torch.matmul(matrices, x.permute(1, 3, 0, 2).flatten(2))
-        return folded.reshape(*folded.shape[:2], batch, columns).permute(2, 0, 1, 3)
-    if x.device.type != "cpu" or batch == 1:
-        return torch.matmul(matrices, x.transpose(-1, -2))
-    # A broadcast product would copy the matrices for every image.
-    out = x.new_empty(batch, groups, matrices.shape[1], columns)
-    for image, result in zip(x, out, strict=True):
-        torch.matmul(matrices, image.transpose(-1, -2), out=result)
-    return out
-
-
-def _multiply_back(matrices: Tensor, dout: Tensor) -> Tensor:
-    """Gradient of `_multiply` in x: (G, I, J) and (B, G, I, M) -> (B, G, M, J)."""
-    batch, groups, _, columns = dout.shape
-    if batch > 1 and columns < 16:
-        folded = torch.matmul(dout.permute(1, 0, 3, 2).flatten(1, 2), matrices)
-        return folded.reshape(groups, batch, columns, -1).transpose(0, 1)
-    if dout.device.type != "cpu" or batch == 1:
-        return torch.matmul(dout.transpose(-1, -2), matrices)
-    dx = dout.new_empty(batch, groups, columns, matrices.shape[2])
-    for image, result in zip(dout, dx, strict=True):
-        torch.matmul(image.transpose(-1, -2), matrices, out=result)
-    return dx
-
-
-def _matrix_gradient(dout: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `_multiply` in the matrices, at least float32: (B, G, I, M) and (B, G, M, J) -> (G, I, J)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if _folds(x):
-        rows, columns = dout.permute(1, 2, 0, 3).flatten(2), x.permute(1, 0, 2, 3).flatten(1, 2)
-        return torch.matmul(rows, columns).to(wide)
-    if x.device.type != "cpu":
-        return torch.matmul(dout, x).sum(0, dtype=wide)
-    total = dout.new_zeros(*dout.shape[1:3], x.shape[-1], dtype=wide)
-    for d_image, image in zip(dout.to(wide), x.to(wide), strict=True):
-        total.baddbmm_(d_image, image)
-    return total
-
-
 def _matrices(args: ConvArgs, dtype: torch.dtype) -> list[Tensor]:
     """(H, R, C, L, L) of each axis; one axis has no use for a rank."""
     kernels = list(args.kernels)
@@ -144,7 +81,7 @@ def _pass_inputs(args: ConvArgs, matrices: list[Tensor], dtype: torch.dtype) -> 
     inputs = [args.u.to(dtype).reshape(batch, features, volume // args.grid[-1], args.grid[-1])]
     for a in range(len(matrices) - 1, 0, -1):
         length = args.grid[a - 1]
-        x = _multiply(_rows(matrices, a), inputs[-1])
+        x = multiply(_rows(matrices, a), inputs[-1])
         inputs.append(x.reshape(batch, math.prod(matrices[a].shape[:3]), volume // length, length))
     return inputs
 
@@ -166,7 +103,7 @@ def _parts(x: Tensor, args: ConvArgs, matrices: list[Tensor]) -> Tensor:
 def forward(args: ConvArgs) -> Tensor:
     """See `long_conv_nd`; the result has u's dtype."""
     dtype = compute_dtype(args.u, args.precision)
-    with _tf32(args.precision == "tf32", args.u.device):
+    with tf32_products(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
         x = _pass_inputs(args, matrices, dtype)[-1]
         features, _, channels, *_ = matrices[0].shape
@@ -174,18 +111,16 @@ def forward(args: ConvArgs) -> Tensor:
             equation = "bhrcmj,hrcij->bcim" if args.dense else "bhrcmj,hrcij->bchim"
             y = torch.einsum(equation, _parts(x, args, matrices), matrices[0])
         else:
-            y = (
-                _multiply(_rows(matrices, 0), x)
-                .reshape(args.u.shape[0], features, channels, *args.grid)
-                .transpose(1, 2)
-            )
+            y = multiply(_rows(matrices, 0), x).reshape(args.u.shape[0], features, channels, *args.grid).transpose(1, 2)
     return skip_connection(y.reshape(args.out_shape), args)
 
 
 def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> Grads:
     """Gradients of the inputs; what lies between the passes is computed again."""
+    if not (need_u or need_kernels):
+        return Grads(None, None, _skip_gradient(args, dout))
     dtype = compute_dtype(args.u, args.precision)
-    with _tf32(args.precision == "tf32", args.u.device):
+    with tf32_products(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
         inputs = _pass_inputs(args, matrices, dtype)
         d_matrices: list[Tensor] = []
@@ -198,9 +133,9 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
             x, rows = inputs[len(matrices) - 1 - a], _rows(matrices, a)
             d_product = dx.reshape(*x.shape[:2], rows.shape[1], x.shape[2])
             if need_kernels:
-                d_matrices.append(_matrix_gradient(d_product, x).reshape(matrices[a].shape))
+                d_matrices.append(matrix_gradient(d_product, x).reshape(matrices[a].shape))
             if need_u or a < len(matrices) - 1:
-                dx = _multiply_back(rows, d_product)
+                dx = multiply_back(rows, d_product)
     du = dx.reshape(args.u.shape) if need_u else None
     return Grads(_with_skip(du, args, dout), _kernel_gradients(args, d_matrices), _skip_gradient(args, dout))
 
