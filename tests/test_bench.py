@@ -122,7 +122,7 @@ def test_peers_compute_the_same_from_the_same_values(name: str) -> None:
     torch.testing.assert_close(found, torch.stack([expected[key].norm() for key in expected]).norm())
 
 
-@pytest.mark.parametrize("name", ["vim", "volume", "cross"])
+@pytest.mark.parametrize("name", SMALL)
 def test_ours_is_the_public_scan(name: str) -> None:
     shape = SMALL[name]
     inputs = make_inputs(shape, torch.float32, "cpu")

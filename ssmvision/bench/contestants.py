@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.bench.shapes import Shape
+from ssmvision.kernels.projected_scan import projected_scan_packed
 from ssmvision.kernels.routes import route_index
 from ssmvision.kernels.selective_scan import selective_scan_nd
 
@@ -73,19 +74,16 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device | str) ->
 
 
 def ours(shape: Shape, inputs: Inputs, backend: str = "auto") -> Contestant:
-    """`selective_scan_nd`, or with projections one matrix product and `projected_scan_nd`."""
+    """`selective_scan_nd`, or with projections one matrix product and `projected_scan_packed`."""
     leaves = _leaves(inputs)
 
     def scan() -> Tensor:
         return _scan(leaves, shape, backend)
 
     def core() -> Tensor:
-        low, B, C = _project(leaves["x"], leaves["x_proj"], shape)
-        given = {name: leaves[name] for name in ("x", "dt_weight", "A", "D", "delta_bias")}
-        from ssmvision.kernels.projected_scan import projected_scan_nd
-
-        out: Tensor = projected_scan_nd(**given, low=low, B=B, C=C, routes=shape.routes, backend=backend)
-        return out
+        rows = _projected(leaves["x"], leaves["x_proj"], shape)
+        weights = (leaves[name] for name in ("dt_weight", "A", "D", "delta_bias"))
+        return projected_scan_packed(leaves["x"], rows, *weights, routes=shape.routes, backend=backend)
 
     return Contestant("ssmvision", core if shape.rank else scan, leaves, inputs["dout"])
 
@@ -97,7 +95,8 @@ def composed(shape: Shape, inputs: Inputs, backend: str) -> Contestant:
     leaves = _leaves(inputs)
 
     def core() -> Tensor:
-        low, B, C = _project(leaves["x"], leaves["x_proj"], shape)
+        rows = _projected(leaves["x"], leaves["x_proj"], shape).movedim(-2, 1)
+        low, B, C = rows.split((shape.rank, shape.states, shape.states), -1)
         delta = torch.einsum("bk...r,ker->bk...e", low, leaves["dt_weight"])
         given = {name: leaves[name] for name in ("x", "A", "D", "delta_bias")}
         return _scan({**given, "delta": delta, "B": B, "C": C}, shape, backend)
@@ -115,11 +114,10 @@ def _leaves(inputs: Inputs) -> Inputs:
     return {name: value.detach().requires_grad_() for name, value in inputs.items() if name != "dout"}
 
 
-def _project(x: Tensor, weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Low-rank steps, B and C, each (B, K, *grid, .): views of one product."""
-    rows = F.linear(x, weight).unflatten(-1, (len(shape.routes), -1)).movedim(-2, 1)
-    low, B, C = rows.split((shape.rank, shape.states, shape.states), -1)
-    return low, B, C
+def _projected(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+    """Low-rank steps, B and C side by side, (B, *grid, K, R + 2 N), by one product."""
+    rows: Tensor = F.linear(x, weight).unflatten(-1, (len(shape.routes), -1))
+    return rows
 
 
 def _sequence(t: Tensor, shape: Shape, route: str) -> Tensor:
