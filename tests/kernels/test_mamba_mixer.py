@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.cuda.compiler import compile_cubin
@@ -123,6 +124,22 @@ def test_compiles_as_one_graph_with_gradients() -> None:
     wanted = torch.autograd.grad(layers(x).square().sum(), [x, *layers.parameters()])
     for got, want in zip(grads, wanted, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_counted_operations_are_the_layers(options: dict[str, Any]) -> None:
+    """Of a forward; a backward has twice as many (torch counts a depthwise convolution's as if it were dense)."""
+    x = tokens(2, 9, 6)
+    counts = []
+    for mixer in pair(6, **{"d_state": 4} | options):
+        with FlopCounterMode(display=False) as counter:
+            out = mixer(x)
+        counts.append(counter.get_total_flops())
+        if len(counts) == 1:
+            with FlopCounterMode(display=False) as counter:
+                out.sum().backward()
+            assert counter.get_total_flops() == 2 * counts[0]
+    assert counts[0] == counts[1] > 0
 
 
 def test_no_second_derivative() -> None:
