@@ -136,8 +136,9 @@ def test_ours_is_the_public_scan(name: str) -> None:
 def test_gpu_table_and_json() -> None:
     size = SHAPES["a"].size
     assert size == "B64 197 E768 N16 K2"
-    beside = GpuRow("a", size, "bfloat16", "forward", Measured(100.0, 50.0, 300.4, 1.6e-3), 88.0, "mamba_ssm",
-                    Measured(886.0, 70.0, 293.0, 2.1e-3))  # fmt: skip
+    figures = Measured(100.0, 50.0, 300.4, {"out": 1.6e-3, "x": 1e-3})
+    peer = Measured(886.0, 70.0, 293.0, {"out": 2.1e-3})
+    beside = GpuRow("a", size, "bfloat16", "forward", figures, 88.0, "mamba_ssm", peer)
     alone = replace(beside, peer=None, peer_missing="not installed (no module mamba_ssm)")
     lines = gpu.table([beside, alone]).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -151,6 +152,7 @@ def test_gpu_table_and_json() -> None:
     report = json.loads(as_json("a GPU", [beside, alone]))
     assert report["machine"] == "a GPU"
     assert report["rows"][0]["peer"]["us"] == 886.0
+    assert report["rows"][0]["ours"]["errors"] == {"out": 1.6e-3, "x": 1e-3}
     assert report["rows"][1]["peer"] is None
 
 
@@ -247,8 +249,9 @@ def test_measured_on_a_gpu(name: str, capsys: pytest.CaptureFixture[str], monkey
     for row in rows:
         assert row.ours.us > row.floor_us > 0
         assert row.ours.host_us > 0
-        assert row.ours.error is not None
-        assert row.ours.error < 1e-5
+        assert 0 < max(row.ours.errors.values()) < 1e-5
+    assert set(rows[0].ours.errors) == {"out"}
+    assert set(rows[1].ours.errors) == {"out", *make_inputs(SMALL[name], torch.float32, "cpu")} - {"dout"}
     assert rows[0].ours.peak_mib < rows[1].ours.peak_mib
     assert SMALL[name].size in capsys.readouterr().out
 

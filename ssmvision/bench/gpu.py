@@ -25,6 +25,8 @@ __all__ = ["GpuRow", "Measured", "device_rates", "machine", "measure", "run_gpu"
 PASSES = ("forward", "forward + backward")
 # The float64 computation takes as many samples as hold this many states in all.
 REFERENCE_STATES = 1 << 29
+# Inputs without a batch axis; their gradients sum over it.
+WEIGHTS = frozenset({"A", "D", "delta_bias", "x_proj", "dt_weight"})
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,19 @@ class Measured:
         us: microseconds on the GPU: median over replays of a captured graph, from a cold L2 cache.
         host_us: microseconds that an eager call keeps the host.
         peak_mib: most memory allocated at once, inputs and results included.
-        error: |out - out64| / |out64|, Euclidean norms; with the backward the largest such figure of out and gradients.
+        errors: |found - exact| / |exact|, Euclidean norms, of the result ("out") and, with the backward, of every
+            gradient; of a peer's result alone.
     """
 
     us: float
     host_us: float
     peak_mib: float
-    error: float | None = None
+    errors: dict[str, float]
+
+    @property
+    def error(self) -> float | None:
+        """The largest of them; None where there is none."""
+        return max(self.errors.values(), default=None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class GpuRow:
         ours: our figures.
         floor_us: the least time that the device needs, see `ssmvision.bench.floors`.
         peer_name: what ran beside it.
-        peer: its figures (the error is the forward's), or None.
+        peer: its figures, or None.
         peer_missing: why there are none.
     """
 
@@ -123,7 +131,7 @@ def measure(name: str, dtype: str, backend: str = "auto") -> list[GpuRow]:
             except torch.OutOfMemoryError:
                 missing = "out of memory"
         errors = _errors(shape, inputs, runs)
-        measured = [_turns(runs, step, errors) for step in range(2)]
+        measured = [_turns(runs, step, errors[step]) for step in range(2)]
     del runs, inputs
     gc.collect()
     torch.cuda.empty_cache()
@@ -161,36 +169,34 @@ class _Run:
         self.graphs.append(capture(contestant.training))
 
 
-def _turns(runs: Sequence[_Run], step: int, errors: Sequence[Sequence[float | None]]) -> list[Measured]:
+def _turns(runs: Sequence[_Run], step: int, errors: Sequence[dict[str, float]]) -> list[Measured]:
     times = in_turns_us([run.graphs[step].replay for run in runs])
     return [
-        Measured(us, run.host[step], run.peak[step], error[step])
-        for us, run, error in zip(times, runs, errors, strict=True)
+        Measured(us, run.host[step], run.peak[step], error) for us, run, error in zip(times, runs, errors, strict=True)
     ]
 
 
-def _errors(shape: Shape, inputs: Inputs, runs: Sequence[_Run]) -> list[list[float | None]]:
-    """Per run, the errors of both passes over as many samples as `REFERENCE_STATES` allows.
+def _errors(shape: Shape, inputs: Inputs, runs: Sequence[_Run]) -> list[list[dict[str, float]]]:
+    """Per pass and run, the errors over as many samples as `REFERENCE_STATES` allows.
 
     Gradients of weights are compared where these samples are the whole batch; a peer's gradients are not, its layout
     being another.
     """
     states = prod(shape.grid) * shape.channels * shape.states * len(shape.routes)
     samples = min(max(REFERENCE_STATES // states, 1), shape.batch)
-    whole = {"A", "D", "delta_bias", "x_proj", "dt_weight"}
-    part = {name: (t if name in whole else t[:samples]).double() for name, t in inputs.items()}
+    part = {name: (t if name in WEIGHTS else t[:samples]).double() for name, t in inputs.items()}
     exact = composed(shape, part, "chunked")
     with torch.no_grad():
         out = exact.forward()
-    forward = [_error(run.out[:samples], out) for run in runs]
-    exact_gradients = dict(zip(exact.leaves, exact.training(), strict=True))
-    worst = forward[0]
-    for name, expected in exact_gradients.items():
-        if name not in whole:
-            worst = max(worst, _error(runs[0].gradients[name][:samples], expected))
+    forward = [{"out": _error(run.out[:samples], out)} for run in runs]
+    training = dict(forward[0])
+    for name, expected in zip(exact.leaves, exact.training(), strict=True):
+        found = runs[0].gradients[name]
+        if name not in WEIGHTS:
+            training[name] = _error(found[:samples], expected)
         elif samples == shape.batch:
-            worst = max(worst, _error(runs[0].gradients[name], expected))
-    return [[forward[0], worst], *([error, None] for error in forward[1:])]
+            training[name] = _error(found, expected)
+    return [forward, [training, *({} for _ in runs[1:])]]
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
