@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssmvision.kernels.mamba_mixer import flops  # noqa: F401  (registers)
 from ssmvision.kernels.mamba_mixer.args import Parameters
-from ssmvision.kernels.mamba_mixer.op import run
+from ssmvision.kernels.mamba_mixer.op import autocast_enabled, run
 
 __all__ = ["MAX_TAPS", "Recompute", "compute_dtype", "mamba_mixer", "run_mixer"]
 
@@ -85,9 +85,9 @@ def mamba_mixer(
 def compute_dtype(tokens: Tensor) -> torch.dtype:
     """Autocast's dtype where that is on and would cast the tokens, else their own."""
     device = tokens.device.type
-    if tokens.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tokens.dtype
+    if tokens.dtype == torch.float64 or not autocast_enabled(device):
+        return tokens.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def run_mixer(

@@ -16,7 +16,7 @@ from ssmvision.kernels.mamba_mixer import pack, passes
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.selective_scan.op import scan
 
-__all__ = ["mixer", "mixer_backward", "run"]
+__all__ = ["autocast_enabled", "mixer", "mixer_backward", "run"]
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -42,10 +42,15 @@ def _run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, kee
     return out, *kept, low, exact
 
 
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a type of device; meta has none."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 @contextmanager
 def _autocast_off(device: str) -> Iterator[None]:
     """As `torch.autocast(device, enabled=False)`, for a fraction of the time."""
-    if not torch.is_autocast_enabled(device):
+    if not autocast_enabled(device):
         yield
         return
     torch.set_autocast_enabled(device, False)

@@ -127,7 +127,8 @@ class StridedPatchEmbed(nn.Module):
             )
         dtype = self._matrix_dtype(x)
         if dtype is not None:
-            return F.linear(self._gather(x, dtype), self.proj.weight.flatten(1), self.proj.bias)
+            tokens: Tensor = F.linear(self._gather(x, dtype), self.proj.weight.flatten(1), self.proj.bias)
+            return tokens
         features: Tensor = self.proj(x)
         return features.flatten(2).transpose(1, 2)
 
@@ -146,4 +147,5 @@ class StridedPatchEmbed(nn.Module):
         (height, width), (ph, pw) = self.dynamic_feat_size((x.shape[-2], x.shape[-1])), self.patch_size
         whole = x[..., : height * ph, : width * pw].unflatten(3, (width, pw)).unflatten(2, (height, ph))
         patches = whole.permute(0, 2, 4, 1, 3, 5).to(dtype, memory_format=torch.contiguous_format)
-        return patches.contiguous().flatten(3).flatten(1, 2)
+        rows: Tensor = patches.contiguous().flatten(3).flatten(1, 2)
+        return rows
