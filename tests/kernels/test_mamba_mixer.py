@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -114,16 +115,20 @@ def test_operator_rules(keep: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(mixer_op, (x, flat, "forward,backward", "mean", keep, "chunked"))
 
 
-def test_compiles_as_one_graph_with_gradients() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph_with_gradients(dynamic: bool) -> None:
+    """With `dynamic`, one graph for all lengths."""
     fused, layers = pair(8, torch.float32, d_state=4, bidirectional=True)
-    x = tokens(2, 9, 8, dtype=torch.float32)
     torch.compiler.reset()
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
-    out = compiled(x)
-    grads = torch.autograd.grad(out.square().sum(), [x, *fused.parameters()])
-    wanted = torch.autograd.grad(layers(x).square().sum(), [x, *layers.parameters()])
-    for got, want in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(got, want)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend=counter)
+    for length in (9, 70, 130) if dynamic else (9,):
+        x = tokens(2, length, 8, dtype=torch.float32)
+        got = torch.autograd.grad(compiled(x).square().sum(), [x, *fused.parameters()])
+        wanted = torch.autograd.grad(layers(x).square().sum(), [x, *layers.parameters()])
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
