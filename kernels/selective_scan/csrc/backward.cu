@@ -9,14 +9,8 @@
 // gradients of x and delta are added up in floats).
 #include "common.cuh"
 
-#ifndef SUB
-#define SUB 4
-#endif
-#ifndef MINB
-#define MINB 3
-#endif
-constexpr int WARPS = 4, NL = NS / 4, SUBS = CHUNK / SUB, ROUNDS = CHUNK / 4, CHANNELS = WARPS * 16, CROSS = 36, SUMS = 34;
-constexpr bool SPLIT = IO == 0;  // float32 sums as high + low TF32 parts
+constexpr int WARPS = 4, NL = NS / 4, SUB = 4, SUBS = CHUNK / SUB, CHANNELS = WARPS * 16, CROSS = 36, SUMS = 34;
+constexpr bool SPLIT = IO != 1;  // sums as high + low TF32 parts, which have more digits than float16
 
 struct BackwardOut {
   Stream u;            // the forward's x; p.x is dout, p.z the forward's gate
@@ -129,7 +123,7 @@ struct Backward {
   float A[2][NL], dA[2][NL], g[2][NL];
   float4 d[NL];
   // As handler of a step and a pair of channels.
-  int pair, pair_e, next_pos[ROUNDS];
+  int pair, pair_e, next_pos[SUBS];
   bool pair_ok[2];
   long long at_pair;  // its first channel, in bytes of io_t
   dx_t *dx;
@@ -205,8 +199,8 @@ struct Backward {
   // The inputs of the chunk at `base` and the state before it, on their way.
   __device__ __forceinline__ void send(int base) {
 #pragma unroll
-    for (int i = 0; i < ROUNDS; i++) {
-      const int t = i * 4 + (lane >> 3), pos = next_pos[i];
+    for (int i = 0; i < SUBS; i++) {
+      const int t = i * SUB + (lane >> 3), pos = next_pos[i];
       raw_t *to = &mine.next[0][t][pair];
       send_pair(to, from(o.u, pos), pair_ok[1]);
       send_pair(to + CHUNK * 8, from(p.delta, pos), pair_ok[1]);
@@ -223,14 +217,14 @@ struct Backward {
   }
   __device__ __forceinline__ void look_ahead(int base) {
 #pragma unroll
-    for (int i = 0; i < ROUNDS; i++) next_pos[i] = position(base, i * 4 + (lane >> 3));
+    for (int i = 0; i < SUBS; i++) next_pos[i] = position(base, i * SUB + (lane >> 3));
   }
   // Step sizes, inputs and incoming gradients of a chunk for the warp's channels.
   __device__ __forceinline__ void stage(int base) {
     const float2 bias = *(const float2 *)mine.bias[pair], scale = *(const float2 *)mine.scale[pair];
 #pragma unroll
-    for (int i = 0; i < ROUNDS; i++) {
-      const int t = i * 4 + (lane >> 3);
+    for (int i = 0; i < SUBS; i++) {
+      const int t = i * SUB + (lane >> 3);
       const float in = base + t < stop ? 1.f : 0.f;
       const raw_t *from = &mine.next[0][t][pair], u = from[0];
       const float2 x = widen(u), raw = widen(from[CHUNK * 8]);
@@ -308,7 +302,7 @@ struct Backward {
       const float s[2] = {st.x, st.y}, u[2] = {st.z, st.w}, y[2] = {y2.x, y2.y};
       float B[NL], C[NL], d_in[2], d_exp[2];
       states(buffer, 0, t0 + t, B), states(buffer, 1, t0 + t, C);
-      const unsigned q = lane >> 2 == (sub * SUB + t) % 8 ? 0x3f800000u : 0u;
+      const unsigned q = lane >> 2 == (t0 + t) % 8 ? 0x3f800000u : 0u;
 #pragma unroll
       for (int j = 0; j < NL; j++) {
         float now[2];
@@ -330,9 +324,9 @@ struct Backward {
 #pragma unroll
     for (int t = 0; t < SUB; t++) mine.cross[t][lane + (lane >> 4) * 4] = S[t];
   }
-  // Gradients of x and delta at every fourth step, from the given one, for one pair of channels.
-  __device__ __forceinline__ void finish(int sub, int round, int buffer) {
-    const int row = round * 4 + (lane >> 3), t = sub * SUB + row, pos = sm.pos[buffer][t];
+  // Gradients of x and delta at one of the four steps, for one pair of channels.
+  __device__ __forceinline__ void finish(int sub, int buffer) {
+    const int row = lane >> 3, t = sub * SUB + row, pos = sm.pos[buffer][t];
     const float4 *from = &mine.cross[row][(pair >> 2) * 20 + (pair & 3)];
     float4 v = from[0];
 #pragma unroll
@@ -408,12 +402,11 @@ struct Backward {
         if (sub * SUB < live) {
           reverse(sub, buffer);
           __syncwarp();
-#pragma unroll
-          for (int round = 0; round < SUB / 4; round++) finish(sub, round, buffer);
+          finish(sub, buffer);
           __syncwarp();
         }
-        if (sub * SUB % 8) continue;
-        const int half = sub * SUB / 8;
+        if (sub % 2) continue;
+        const int half = sub / 2;
         put_sums(half);
         if (half && c > 0) put_bc(base - CHUNK, buffer ^ 1);
         __syncthreads();
@@ -444,7 +437,7 @@ struct Backward {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) scan_backward(const __grid_constant__ Scan p,
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) scan_backward(const __grid_constant__ Scan p,
                                                                          const __grid_constant__ BackwardOut o) {
   extern __shared__ __align__(16) char raw_shared[];
   Backward(p, o, *reinterpret_cast<Shared *>(raw_shared)).run();

@@ -6,7 +6,11 @@
 // Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), VEC, OUT, SOFTPLUS, GATE (0, 1).
 #include "common.cuh"
 
-constexpr int WALKERS = OUT >= 2 ? 2 : 1, GROUP = 4;
+constexpr int WALKERS = OUT >= 2 ? 2 : 1, GROUP = 4, GROUPS = TILE / GROUP;
+constexpr bool FINISHES = OUT == 1 || OUT == 2;
+struct alignas(4 * GROUP) Positions {
+  int at[GROUP];
+};
 
 struct ForwardOut {
   io_t *out;           // (B, [K,] L, E), where OUT finishes
@@ -35,7 +39,7 @@ struct Walker {
   float a[CH][NS], h[CH][NS], skip[CH], bias[CH];
   raw_t nx[GROUP], nd[GROUP], nz[GROUP];
   float np[GROUP][CH];
-  int4 at, next;  // positions of this group and the next
+  Positions at, next;  // of this group and the next
 
   __device__ __forceinline__ Walker(const Scan &p, const ForwardOut &o, TileBC (&sm)[2])
       : p(p), o(o), sm(sm), lane(threadIdx.x & 31), own((blockIdx.x % p.tiles * 32 + lane) * CH), e(min(own, p.E - CH)),
@@ -49,7 +53,7 @@ struct Walker {
     if (WALKERS == 2 && walker) segment = p.segments - 1 - segment;
     // Lanes beyond the channels repeat the last ones, bit for bit, which costs less than to keep them from writing.
     px = row_of(p.x, b, k) + e, pd = row_of(p.delta, b, k) + e;
-    pz = GATE && (OUT & 3) != 0 && OUT != 3 ? row_of(p.z, b, k) + e : nullptr;
+    pz = GATE && FINISHES ? row_of(p.z, b, k) + e : nullptr;
     route = p.route + (long long)k * p.M;
     partial = o.partial ? o.partial + ((long long)b * groups + group) * p.L * p.E + e : nullptr;
     const long long to = (o.out_per_route ? (long long)b * p.K + k : b) * p.L * p.E + e;
@@ -86,20 +90,18 @@ struct Walker {
         if (n < p.Ns) to[c * p.N + n] = h[c][n];
   }
   // What a group of steps at these positions will need, on its way.
-  __device__ __forceinline__ void fetch(int4 q) {
-    const int pos[GROUP] = {q.x, q.y, q.z, q.w};
+  __device__ __forceinline__ void fetch(Positions pos) {
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
-      nx[j] = *(const raw_t *)at_row(px, pos[j], p.x.row), nd[j] = *(const raw_t *)at_row(pd, pos[j], p.delta.row);
+      nx[j] = *(const raw_t *)at_row(px, pos.at[j], p.x.row), nd[j] = *(const raw_t *)at_row(pd, pos.at[j], p.delta.row);
     }
   }
   // What the end of a group of steps will need.
-  template <Visit V> __device__ __forceinline__ void fetch_merge(int4 q) {
-    const int pos[GROUP] = {q.x, q.y, q.z, q.w};
+  template <Visit V> __device__ __forceinline__ void fetch_merge(Positions pos) {
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
-      if (V == SECOND) load(at_row(partial, pos[j], floats), np[j]);
-      if (GATE && V != FIRST && OUT != 0 && OUT != 3) nz[j] = *(const raw_t *)at_row(pz, pos[j], p.z.row);
+      if (V == SECOND) load(at_row(partial, pos.at[j], floats), np[j]);
+      if (GATE && V != FIRST && FINISHES) nz[j] = *(const raw_t *)at_row(pz, pos.at[j], p.z.row);
     }
   }
   template <Visit V> __device__ __forceinline__ void finish(int pos, float (&y)[CH], const float (&add)[CH], raw_t z) {
@@ -107,7 +109,7 @@ struct Walker {
 #pragma unroll
       for (int c = 0; c < CH; c++) y[c] += add[c];
     }
-    if constexpr (V == FIRST || OUT == 0 || OUT == 3) {
+    if constexpr (V == FIRST || !FINISHES) {
       float *to = at_row(partial, pos, floats);
       if (OUT == 0 && p.n0) {
         float sum[CH];
@@ -129,7 +131,7 @@ struct Walker {
       store(at_row(out, pos, values), y);
     }
   }
-  // The steps 4 g .. 4 g + 3; GUARD where some lie outside [lo, hi).
+  // The steps of group g; GUARD where some lie outside [lo, hi).
   template <Visit V, bool GUARD> __device__ __forceinline__ void advance(int g, int lo, int hi) {
     float x[GROUP][CH], s[GROUP][CH];
 #pragma unroll
@@ -139,14 +141,13 @@ struct Walker {
 #pragma unroll
       for (int c = 0; c < CH; c++) s[j][c] = step_size(d[c], bias[c]);
     }
-    const int pos[GROUP] = {at.x, at.y, at.z, at.w};
+    const Positions pos = at;
     fetch_merge<V>(at);
     fetch(next);
     at = next;
-    next = *(const int4 *)(route + (g + 2) * GROUP);
-    __syncwarp();  // the compiler would move these loads to where they are needed
-    const TileBC &tile = sm[(g >> 1) & 1];
-    const int t0 = (g & 1) * GROUP;
+    next = *(const Positions *)(route + (g + 2) * GROUP);
+    const TileBC &tile = sm[g / GROUPS & 1];
+    const int t0 = g % GROUPS * GROUP;
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
       if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
@@ -166,26 +167,26 @@ struct Walker {
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
       if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
-      finish<V>(pos[j], x[j], np[j], nz[j]);
+      finish<V>(pos.at[j], x[j], np[j], nz[j]);
     }
   }
   // Steps [lo, hi) of the route.
   template <Visit V> __device__ __forceinline__ void walk(int lo, int hi) {
     if (lo >= hi) return;
     const int g0 = lo / GROUP, g1 = (hi + GROUP - 1) / GROUP;
-    at = *(const int4 *)(route + g0 * GROUP), next = *(const int4 *)(route + (g0 + 1) * GROUP);
+    at = *(const Positions *)(route + g0 * GROUP), next = *(const Positions *)(route + (g0 + 1) * GROUP);
     const int *tokens = route + lane / 4;
     FetchBC bc(p, b, k, lane);
-    bc.load(p, lane, tokens[g0 / 2 * TILE]);
-    int pos = tokens[(g0 / 2 + 1) * TILE];
+    bc.load(p, lane, tokens[g0 / GROUPS * TILE]);
+    int pos = tokens[(g0 / GROUPS + 1) * TILE];
     fetch(at);
 #pragma unroll 1
     for (int g = g0; g < g1; g++) {
-      if (g == g0 || !(g & 1)) {
-        bc.put(sm[(g >> 1) & 1], lane);
+      if (g == g0 || g % GROUPS == 0) {
+        bc.put(sm[g / GROUPS & 1], lane);
         __syncwarp();
         bc.load(p, lane, pos);
-        pos = tokens[(g / 2 + 2) * TILE];
+        pos = tokens[(g / GROUPS + 2) * TILE];
         if (o.saved && g * GROUP % CHUNK == 0) {
           if (g * GROUP >= lo) put(o.saved, ((long long)(g * GROUP / CHUNK) * p.batch + b) * p.K + k);
         }

@@ -72,7 +72,6 @@ template <bool ADJOINT> __device__ __forceinline__ void summarise(const Scan &p,
     bc.put(tile, lane);
     __syncwarp();
     if (i0 + TILE < steps) fetch(i0 + TILE);
-    __syncwarp();  // the compiler would move these loads to where they are needed
     bool any = false;
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
