@@ -15,8 +15,8 @@ __all__ = ["Grads", "ProjectedArgs", "ProjectedRequest", "saved_steps", "unpack"
 class ProjectedArgs(NamedTuple):
     """The op's inputs with the grid flattened to L positions.
 
-    Shapes: x (B, L, E) shared or (B, K, L, E); projected (B, L, K, R + 2 N), a position's R numbers of the step size, then
-    B, then C; dt_weight (K, E, R); A (K, E, N); D, delta_bias (K, E).
+    Shapes: x (B, L, E) shared or (B, K, L, E); projected (B, L, K, R + 2 N), at each position and route R numbers of
+    the step size, then B, then C; dt_weight (K, E, R); A (K, E, N); D, delta_bias (K, E).
     """
 
     x: Tensor
@@ -57,7 +57,7 @@ class ProjectedRequest(registry.Request):
 def saved_steps(states: int) -> int:
     """Steps between the states that a training forward saves: as many as the backward's registers hold at once."""
     if states == 1:
-        return 5
+        return 7
     return 3 if states == 2 else 2
 
 

@@ -36,8 +36,8 @@ def forward(args: ProjectedArgs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Scan.
 
     Returns:
-        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; and the saved states (B, K, steps, N, E), left zero:
-        the backward here scans again instead of keeping the step sizes.
+        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; and the saved states (B, K, steps, N, E), left
+        zero: the backward here scans again instead of keeping the step sizes.
     """
     scan = _scan_args(args)
     out = _scan_backend(scan).forward(scan, False)[0]

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, ProjectedRequest, saved_steps
-from ssmvision.kernels.projected_scan.config import TILE, Pass, backward_pass, forward_pass, shared_bytes
+from ssmvision.kernels.projected_scan.config import (
+    TILE,
+    Pass,
+    backward_pass,
+    forward_pass,
+    shared_bytes,
+)
 from ssmvision.kernels.projected_scan.cuda_programs import (
     IO,
     MAX_ROUTES,
@@ -103,7 +109,7 @@ def _size_reason(request: ProjectedRequest) -> str | None:
     device = torch.device(request.device)
     limit = _shared_limit(torch.cuda.current_device() if device.index is None else device.index)
     # Whether inputs are float32 or shorter is not known here, so both have to fit.
-    sizes = (positions, request.rank, request.states, False, limit)
+    sizes = (positions, len(request.routes), request.rank, request.states, False, limit)
     if positions > MAX_POSITIONS or forward_pass(*sizes) is None or backward_pass(*sizes) is None:
         return f"holds an image in shared memory; {positions} positions do not fit into {limit} bytes"
     return None
@@ -137,7 +143,7 @@ class _Inputs:
     def cut(self, backward: bool) -> Pass:
         """The pass's cut; `can_run` has made sure that there is one."""
         choose = backward_pass if backward else forward_pass
-        cut = choose(self.length, self.rank, self.states, self.half, _shared_limit(self.device))
+        cut = choose(self.length, self.routes, self.rank, self.states, self.half, _shared_limit(self.device))
         if cut is None:
             raise ValueError(f"{self.length} positions do not fit into this device's shared memory")
         return cut
@@ -165,7 +171,7 @@ class _Inputs:
 
     def launch(self, program: str, cut: Pass, out: ctypes.Structure, backward: bool, **defines: int) -> None:
         """One block for each image and channel tile."""
-        shared = shared_bytes(self.length, self.rank, self.states, self.half, cut, backward)
+        shared = shared_bytes(self.length, self.routes, self.rank, self.states, self.half, backward, cut.warps)
         one_turn = int(all(walk[0] >= cut.steps for walk in self.walks))
         flags = self.defines(S=cut.steps, THREADS=cut.threads, ONE_TURN=one_turn, **defines)
         compiled = _kernel(program, self.device, **flags)
@@ -228,10 +234,8 @@ def backward(args: ProjectedArgs, saved: Tensor, dout: Tensor) -> Grads:
         outs = (dout, saved, dx, sums, dweight, dA, dbias, dD, draw)
         t.launch("projected_backward", t.cut(True), BackwardOut(*(_address(v) for v in outs)), True)
         _merge(t, sums, dprojected)
-    if draw is None:
-        weight = _over_batch(dweight)
-    else:
-        weight = torch.einsum("bkle,blkr->ker", draw, t.projected[..., : t.rank])
+    low = t.projected[..., : t.rank]
+    weight = _over_batch(dweight) if draw is None else torch.einsum("bkle,blkr->ker", draw, low)
     D = dD.sum(0).expand(t.routes, -1)
     grads = (dx, dprojected, weight, _over_batch(dA), D, _over_batch(dbias))
     return tuple(None if v is None else g.to(v.dtype) for g, v in zip(grads, args[:6], strict=True))

@@ -97,7 +97,8 @@ def projected_scan_packed(
     tensors = {"x": x, "projected": projected, "dt_weight": dt_weight, "A": A, "D": D, "delta_bias": delta_bias}
     _check_tensors(tensors, x)
     _check_routes(names, tuple(projected.shape[1:-2]), merge)
-    _check_shapes(tensors, names)
+    _check_parameters(dt_weight, A)
+    _check_shapes(tensors, projected, dt_weight, A, names)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
     out, _ = projected_scan(x, projected, dt_weight, A, D, delta_bias, ",".join(names), merge, save, backend)
     result: Tensor = out
@@ -130,10 +131,9 @@ def _check_routes(routes: tuple[str, ...], grid: tuple[int, ...], merge: str) ->
             raise ValueError(f"route {route!r} needs a {ROUTES[route][0]}D grid, got {grid}")
 
 
-def _check_shapes(tensors: dict[str, Tensor | None], routes: tuple[str, ...]) -> None:
-    projected, dt_weight, A = (tensors[name] for name in ("projected", "dt_weight", "A"))
-    assert projected is not None and dt_weight is not None and A is not None
-    _check_parameters(dt_weight, A)
+def _check_shapes(
+    tensors: dict[str, Tensor | None], projected: Tensor, dt_weight: Tensor, A: Tensor, routes: tuple[str, ...]
+) -> None:
     k, channels, states = len(routes), *A.shape[1:]
     batch, *grid = projected.shape[:-2]
     wanted: dict[str, tuple[tuple[int, ...], ...]] = {

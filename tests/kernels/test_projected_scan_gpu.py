@@ -16,7 +16,7 @@ from ssmvision.kernels.projected_scan.op import OP, projected_scan, request_of
 pytestmark = pytest.mark.gpu
 
 CROSS = ("row", "column", "row_reverse", "column_reverse")
-# grid, routes, channels, rank, states: one position, tails, odd widths and ranks, a half tile, several rounds, wide ranks.
+# grid, routes, channels, rank, states: one position, tails, odd widths and ranks, half a tile, several rounds.
 CASES = [
     ((1,), ("forward",), 16, 6, 1),
     ((197,), ("forward", "backward"), 24, 5, 1),

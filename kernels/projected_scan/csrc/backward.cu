@@ -9,7 +9,7 @@
 constexpr int QP = KB * 8;                // floats of a token's sums: dlow, dB and dC (in units of ln 2), padding
 constexpr int RB = (R + 7) / 8;
 [[maybe_unused]] constexpr int MB = (R + 15) / 16;  // blocks of 16 rows of the weights' gradient
-constexpr int MAX_WARPS = THREADS / 32;
+constexpr int MAX_WARPS = THREADS / 32, BATCH = 12;
 
 struct Out {
   const io_t *dy;      // (B, L, E)
@@ -18,7 +18,7 @@ struct Out {
   float *sums;         // (tiles, B, L, K, QP)
   float *dW, *dA, *dbias;  // (B, K, E, R), (B, K, E, NS), (B, K, E)
   float *dD;           // (B, E), the same for all routes
-  float *draw;         // float32: (B, K, L, E), from which the caller makes dW and dbias; else null
+  float *draw;         // float32: (B, K, L, E), from which the caller makes dW; else null
 };
 
 __device__ __forceinline__ unsigned transposed(unsigned v) {
@@ -34,52 +34,41 @@ __device__ __forceinline__ void mma_k16(float (&d)[4], const unsigned (&a)[4], u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
-// Sum over a set of 8 channels: d[token][column] += sum of v[token][channel] w[channel][column].
-__device__ __forceinline__ void channel_sum(float (&d)[4], const float (&v)[2][4], int c, float2 w) {
-  const float a[4] = {v[0][2 * c], v[1][2 * c], v[0][2 * c + 1], v[1][2 * c + 1]};
+// d[token][column] += a[token][i] b_i[column], summed over the four lanes of a token: a holds i = 0 of both tokens, then
+// i = 1; a lane gives b_i of its own channel (or whatever i stands for) and column.
+__device__ __forceinline__ void lane_sum(float (&d)[4], const float (&a)[4], float b0, float b1) {
 #if IO == 0
   float high[4], low[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) high[i] = high_part(a[i]), low[i] = a[i] - high[i];
-  const float h0 = high_part(w.x), h1 = high_part(w.y);
+  const float h0 = high_part(b0), h1 = high_part(b1);
   mma_tf32(d, low, h0, h1, d);
-  mma_tf32(d, high, w.x - h0, w.y - h1, d);
+  mma_tf32(d, high, b0 - h0, b1 - h1, d);
   mma_tf32(d, high, h0, h1, d);
 #else
-  mma_tf32(d, a, w.x, w.y, d);
+  mma_tf32(d, a, b0, b1, d);
 #endif
 }
-
-template <typename T> __device__ __forceinline__ void store_at(void *base, unsigned bytes, T v) {
-  *reinterpret_cast<T *>(static_cast<char *>(base) + bytes) = v;
+// Written once and read by another kernel: not to push x and dy out of the cache.
+__device__ __forceinline__ void store_at(void *base, unsigned bytes, float a, float b) {
+  __stcs(reinterpret_cast<float2 *>(static_cast<char *>(base) + bytes), make_float2(a, b));
 }
 
-constexpr int X_BYTES = TILE * (int)sizeof(io_t), TOKEN_BYTES = ROW_BYTES + 2 * X_BYTES;
 constexpr int WIDE_BYTES = WEIGHT_BYTES + (WIDE_WEIGHTS ? RB * 2 * 32 * (int)sizeof(float2) : 0);
-
-__device__ __forceinline__ quad_t load_shared(unsigned at) {
-  quad_t v;
-#if IO == 0
-  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
-#else
-  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
-#endif
-  return v;
-}
 
 struct Walker {
   const Scan &p;
   const Out &o;
   Carries<MAX_WARPS> &carries;
   float4 *dx;
+  Parameters parameters;
   Weights weights;
   Selector selector;
   float2 *wide_columns;  // columns of dlow where weights are wide
   float2 columns[WIDE_WEIGHTS ? 1 : RB][2];
   float a[4][NS], bias[4];
-  int lane, g, t, warp, warps, e_count, b, k, channel, turn = 0;
-  unsigned staged;  // this warp's tokens: projections, x, dy
-  float4 next_entry[NS];
+  int lane, g, t, warp, warps, e_count, b, k, channel;
+  unsigned x_lane;
   // Sums over the route's tokens.
   float dA[4][NS], dbias[4];
 #if IO
@@ -90,38 +79,35 @@ struct Walker {
   float step[S][4], slope[S][4], decay[S][4][NS], h[S][4][NS], entry[4][NS], B[S][NS], C[S][NS];
   quad_t raw_x[S], raw_dy[S];
   Row rows[S + 1];
+  int pos[S];
 
   __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *dx, char *wide)
-      : p(p), o(o), carries(carries), dx(dx) {
+      : p(p), o(o), carries(carries), dx(dx), parameters{(float *)(wide + WIDE_BYTES)} {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     b = blockIdx.x / p.tiles;
     channel = (blockIdx.x % p.tiles) * TILE;
     e_count = min(TILE, p.E - channel);
+    // Lanes beyond the last channel read the tile's first ones; their dy is zero, and what they find is dropped.
+    x_lane = (4 * t < e_count ? 4 * t : 0) * sizeof(io_t);
     weights.shared = (Weights::part_t *)wide;
     wide_columns = (float2 *)(wide + WEIGHT_BYTES);
     selector.load(g, t);
-    staged = shared_address(wide + WIDE_BYTES) + warp * WARP_TOKENS * TOKEN_BYTES;
   }
   __device__ __forceinline__ void start_route() {
-    const long long ke = (long long)k * p.E + channel;
-    weights.load(p.W + ke * R, e_count, g, t, warp == 0);
-    const bool ok = 4 * t < e_count;
+    weights.load(parameters, k, g, t, warp == 0);
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      bias[c] = p.bias && ok ? p.bias[ke + 4 * t + c] * LOG2E : 0.f;
+      const int e = 4 * t + c;
+      bias[c] = parameters.bias(k, e) * LOG2E, dbias[c] = 0.f;
 #pragma unroll
-      for (int n = 0; n < NS; n++) a[c][n] = ok ? p.A[(ke + 4 * t + c) * NS + n] : 0.f, dA[c][n] = 0.f;
-      dbias[c] = 0.f;
+      for (int n = 0; n < NS; n++) a[c][n] = parameters.A(k, e, n), dA[c][n] = 0.f;
     }
 #pragma unroll
     for (int r = 0; r < RB; r++)
 #pragma unroll
       for (int c = 0; c < 2; c++) {
-        float2 w = make_float2(0.f, 0.f);
-        if (ok && r * 8 + g < R) {
-          const float *at = p.W + (ke + 4 * t + 2 * c) * R + r * 8 + g;
-          w = make_float2(at[0], at[R]);
-        }
+        const int e = 4 * t + 2 * c, q = r * 8 + g;
+        const float2 w = q < R ? make_float2(parameters.W(k, e)[q], parameters.W(k, e + 1)[q]) : make_float2(0.f, 0.f);
         if (!WIDE_WEIGHTS) columns[r][c] = w;
         else if (warp == 0) wide_columns[(r * 2 + c) * 32 + lane] = w;
       }
@@ -136,50 +122,26 @@ struct Walker {
     if (WIDE_WEIGHTS) __syncthreads();
   }
 
-  // Loads of a round, on their way while the one before is finished.
-  __device__ __forceinline__ void fetch(int next, int round) {
-    const int first = (round * warps + warp) * WARP_TOKENS;
+  template <bool GUARD> __device__ __forceinline__ void load(int t0, int count) {
+    positions<GUARD>(p.routes[k], t0, count, pos);
+    const unsigned x_row = p.E * (unsigned)sizeof(io_t), proj_row = p.proj_l * (unsigned)sizeof(io_t);
     const long long image = (long long)b * p.L * p.E + channel;
-    const char *x = reinterpret_cast<const char *>(p.x + image), *dy = reinterpret_cast<const char *>(o.dy + image);
-    const char *proj = reinterpret_cast<const char *>(p.proj + b * p.proj_b + next * p.proj_k);
-#pragma unroll
-    for (int i = 0; i < WARP_TOKENS; i += 32) {
-      const int token = i + lane, step = first + token;
-      if (WARP_TOKENS % 32 && token >= WARP_TOKENS) break;
-      const unsigned pos = step < p.L ? position(p.routes[next], step) : 0;
-      const unsigned row = pos * (p.proj_l * (unsigned)sizeof(io_t)), at = pos * (p.E * (unsigned)sizeof(io_t));
-#pragma unroll
-      for (int c = 0; c < ROW_BYTES; c += 16) copy16(staged + token * ROW_BYTES + c, proj + row + c, step < p.L ? 16 : 0);
-      const unsigned to = staged + WARP_TOKENS * ROW_BYTES + token * X_BYTES;
-#pragma unroll
-      for (int c = 0; c < X_BYTES; c += 16) {
-        const int bytes = step < p.L ? min(max(e_count * (int)sizeof(io_t) - c, 0), 16) : 0;
-        copy16(to + c, x + (bytes ? at + c : 0), bytes);
-        copy16(to + WARP_TOKENS * X_BYTES + c, dy + (bytes ? at + c : 0), bytes);
-      }
-    }
-    const int saves = (p.L + S - 1) / S, segment = min((round * warps + warp) * 8 + g, saves - 1);
-    const float *from = o.saved + (((long long)b * p.K + next) * saves + segment) * NS * p.E + channel;
+    const io_t *x = p.x + image, *dy = o.dy + image, *proj = p.proj + b * p.proj_b + k * p.proj_k;
+    const int saves = (p.L + S - 1) / S;
+    const float *from = o.saved + (((long long)b * p.K + k) * saves + min(t0 / S, saves - 1)) * NS * p.E + channel;
     from += 4 * t < e_count ? 4 * t : 0;
 #pragma unroll
-    for (int n = 0; n < NS; n++) next_entry[n] = *reinterpret_cast<const float4 *>(from + n * p.E);
-  }
-  // Takes what was fetched; it may be overwritten afterwards.
-  __device__ __forceinline__ void take() {
-#pragma unroll
     for (int n = 0; n < NS; n++) {
-      entry[0][n] = next_entry[n].x, entry[1][n] = next_entry[n].y;
-      entry[2][n] = next_entry[n].z, entry[3][n] = next_entry[n].w;
+      const float4 v = load_at<float4>(from, n * p.E * 4);
+      entry[0][n] = v.x, entry[1][n] = v.y, entry[2][n] = v.z, entry[3][n] = v.w;
     }
-    copies_arrived();
-    read_rows(staged, lane, rows);
-    const unsigned from = staged + WARP_TOKENS * ROW_BYTES + g * (S * X_BYTES) + t * (X_BYTES / 4);
 #pragma unroll
     for (int i = 0; i < S; i++) {
-      raw_x[i] = load_shared(from + i * X_BYTES);
-      raw_dy[i] = load_shared(from + (WARP_TOKENS + i) * X_BYTES);
+      raw_x[i] = load_at<quad_t>(x, (unsigned)pos[i] * x_row + x_lane);
+      rows[i] = load_row(proj, (unsigned)pos[i] * proj_row, t);
+      raw_dy[i] = load_at<quad_t>(dy, (unsigned)pos[i] * x_row + x_lane);
     }
-    __syncwarp();
+    rows[S] = rows[S - 1];
   }
 
   // States of the segment, and its adjoint from zero: what leaves it towards its start, and the product of its decays.
@@ -191,6 +153,7 @@ struct Walker {
 #pragma unroll
       for (int i = i0; i < i0 + 2; i++) {
         if (i >= S) break;
+        if ((GUARD && i >= count) || 4 * t >= e_count) raw_dy[i] = quad_t{};
         const float4 x4 = widen(raw_x[i]);
         const float xs[4] = {x4.x, x4.y, x4.z, x4.w};
 #pragma unroll
@@ -225,40 +188,32 @@ struct Walker {
     }
   }
 
-  // Gradients of two tokens' inputs of the recurrence; `back` is decay_{t+1} g_{t+1}.
+  // One token's gradients; `back` is decay_{t+1} g_{t+1}. dB and dC are summed over the lane's channels.
   __device__ __forceinline__ void step_back(int i, const float (&rate)[4][NS], float (&back)[4][NS], float (&draw)[4],
-                                            float (&dB)[NS][4], float (&dC)[NS][4], float (&du)[4]) {
+                                            float (&dB)[NS], float (&dC)[NS], float (&d_in)[4]) {
     const float4 x4 = widen(raw_x[i]), d4 = widen(raw_dy[i]);
     const float xs[4] = {x4.x, x4.y, x4.z, x4.w}, dy[4] = {d4.x, d4.y, d4.z, d4.w};
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      float d_in, d_exp;
+      float d_exp;
       const float in = step[i][c] * xs[c];
 #pragma unroll
       for (int n = 0; n < NS; n++) {
         const float adjoint = fmaf(C[i][n], dy[c], back[c][n]);
         back[c][n] = decay[i][c][n] * adjoint;
         const float d_decay = back[c][n] * (i ? h[i ? i - 1 : 0][c][n] : entry[c][n]);
-        dC[n][c] = dy[c] * h[i][c][n];
-        dB[n][c] = in * adjoint;
-        d_in = n ? fmaf(adjoint, B[i][n], d_in) : adjoint * B[i][n];
+        dC[n] = c ? fmaf(dy[c], h[i][c][n], dC[n]) : dy[c] * h[i][c][n];
+        dB[n] = c ? fmaf(in, adjoint, dB[n]) : in * adjoint;
+        d_in[c] = n ? fmaf(adjoint, B[i][n], d_in[c]) : adjoint * B[i][n];
         d_exp = n ? fmaf(d_decay, rate[c][n], d_exp) : d_decay * rate[c][n];
         dA[c][n] = fmaf(d_decay, step[i][c], dA[c][n]);
       }
-      draw[c] = fmaf(d_in, xs[c], d_exp) * slope[i][c];
-      du[c] = d_in * step[i][c];
+      draw[c] = fmaf(d_in[c], xs[c], d_exp) * slope[i][c];
+      dbias[c] += draw[c];
     }
   }
 
-  template <bool GUARD, bool LAST>
-  __device__ __forceinline__ void walk_back(int t0, int count, float (&back)[4][NS]) {
-    int pos[S];
-    positions<GUARD>(p.routes[k], t0, count, pos);
-    const float by = LN2 * p.scale;
-    const long long image = (long long)b * p.L * p.E + channel + 4 * t;
-    [[maybe_unused]] const long long row = ((long long)b * p.K + k) * p.L;
-    float *sums = o.sums + (((long long)(blockIdx.x % p.tiles) * p.batch + b) * p.L * p.K + k) * QP;
-    float4 *dx_lane = dx + t;
+  template <bool GUARD, bool LAST> __device__ __forceinline__ void walk_back(int count, float (&back)[4][NS]) {
     float rate[4][NS];
 #pragma unroll
     for (int c = 0; c < 4; c++)
@@ -266,60 +221,61 @@ struct Walker {
       for (int n = 0; n < NS; n++) rate[c][n] = a[c][n] * LN2;
 #pragma unroll
     for (int i0 = (S - 1) / 2 * 2; i0 >= 0; i0 -= 2) {
-      float draw[2][4], dB[NS][2][4], dC[NS][2][4];
+      float draw[2][4] = {}, dB[2][NS] = {}, dC[2][NS] = {};
 #pragma unroll
       for (int j = 1; j >= 0; j--) {
         const int i = i0 + j;
-        float b1[NS][4], c1[NS][4], du[4];
-        if (i < S) {
-          step_back(i, rate, back, draw[j], b1, c1, du);
-          if (!GUARD || i < count) {
-            float4 &at = dx_lane[slot(pos[i], p.rows_magic) * 4];
-            const float4 v = make_float4(at.x + du[0], at.y + du[1], at.z + du[2], at.w + du[3]);
-            if (!LAST) at = v;
-            else if (4 * t < e_count)
-              *reinterpret_cast<quad_t *>(o.dx + image + (long long)pos[i] * p.E) =
-                  narrow(make_float4(by * v.x, by * v.y, by * v.z, by * v.w));
-#if IO == 0
-            if (4 * t < e_count)
-              *reinterpret_cast<float4 *>(o.draw + (row + pos[i]) * p.E + channel + 4 * t) =
-                  make_float4(p.scale * draw[j][0], p.scale * draw[j][1], p.scale * draw[j][2], p.scale * draw[j][3]);
-#endif
-          }
-        }
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-          if (i >= S) draw[j][c] = 0.f;
-          dbias[c] += draw[j][c];
-#pragma unroll
-          for (int n = 0; n < NS; n++) dB[n][j][c] = i < S ? b1[n][c] : 0.f, dC[n][j][c] = i < S ? c1[n][c] : 0.f;
-        }
+        if (i >= S) continue;
+        float d_in[4];
+        step_back(i, rate, back, draw[j], dB[j], dC[j], d_in);
+        if (!GUARD || i < count) add_to_x<LAST>(i, d_in, draw[j]);
       }
-      add_channels(i0, count, GUARD, sums, pos, draw, dB, dC);
+      add_channels<GUARD>(i0, count, draw, dB, dC);
       add_tokens(i0, draw);
     }
   }
-  __device__ __forceinline__ void add_channels(int i0, int count, bool guard, float *sums, const int (&pos)[S],
-                                               const float (&draw)[2][4],
-                                               const float (&dB)[NS][2][4], const float (&dC)[NS][2][4]) {
+  template <bool LAST>
+  __device__ __forceinline__ void add_to_x(int i, const float (&d_in)[4], [[maybe_unused]] const float (&draw)[4]) {
+    float4 &at = dx[slot(pos[i], p.rows_magic) * 4 + t];
+    const float4 v = make_float4(fmaf(d_in[0], step[i][0], at.x), fmaf(d_in[1], step[i][1], at.y),
+                                 fmaf(d_in[2], step[i][2], at.z), fmaf(d_in[3], step[i][3], at.w));
+    const float by = LN2 * p.scale;
+    if (!LAST) at = v;
+    else if (4 * t < e_count)
+      *reinterpret_cast<quad_t *>(o.dx + ((long long)b * p.L + pos[i]) * p.E + channel + 4 * t) =
+          narrow(make_float4(by * v.x, by * v.y, by * v.z, by * v.w));
+#if IO == 0
+    if (4 * t < e_count)
+      *reinterpret_cast<float4 *>(o.draw + (((long long)b * p.K + k) * p.L + pos[i]) * p.E + channel + 4 * t) =
+          make_float4(p.scale * draw[0], p.scale * draw[1], p.scale * draw[2], p.scale * draw[3]);
+#endif
+  }
+  // Sums over channels: dlow by the weights' columns, dB and dC by columns that are one in a single place.
+  template <bool GUARD>
+  __device__ __forceinline__ void add_channels(int i0, int count, const float (&draw)[2][4], const float (&dB)[2][NS],
+                                               const float (&dC)[2][NS]) {
+    float *sums = o.sums + (((long long)(blockIdx.x % p.tiles) * p.batch + b) * p.L * p.K + k) * QP;
+    const unsigned row = p.K * QP * 4;
 #pragma unroll
     for (int q = 0; q < KB; q++) {
-      const unsigned row = p.K * QP * 4, at = (q * 8 + 2 * t) * 4;
       float d[4] = {0.f, 0.f, 0.f, 0.f};
+      if (q < RB)
 #pragma unroll
-      for (int c = 0; c < 2; c++) {
-        if (q < RB) channel_sum(d, draw, c, WIDE_WEIGHTS ? wide_columns[(q * 2 + c) * 32 + lane] : columns[WIDE_WEIGHTS || q >= RB ? 0 : q][c]);
-#pragma unroll
-        for (int n = 0; n < NS; n++) {
-          const float one_b = g == (R + n) % 8 ? 1.f : 0.f, one_c = g == (R + NS + n) % 8 ? 1.f : 0.f;
-          if ((R + n) / 8 == q) channel_sum(d, dB[n], c, make_float2(one_b, one_b));
-          if ((R + NS + n) / 8 == q) channel_sum(d, dC[n], c, make_float2(one_c, one_c));
+        for (int c = 0; c < 2; c++) {
+          const float2 w = WIDE_WEIGHTS ? wide_columns[(q * 2 + c) * 32 + lane] : columns[WIDE_WEIGHTS || q >= RB ? 0 : q][c];
+          lane_sum(d, {draw[0][2 * c], draw[1][2 * c], draw[0][2 * c + 1], draw[1][2 * c + 1]}, w.x, w.y);
         }
+#pragma unroll
+      for (int n = 0; n < NS; n++) {
+        const bool b_here = (R + n) / 8 == q, c_here = (R + NS + n) / 8 == q;
+        if (b_here || c_here)
+          lane_sum(d, {dB[0][n], dB[1][n], dC[0][n], dC[1][n]}, b_here && g == (R + n) % 8 ? 1.f : 0.f,
+                   c_here && g == (R + NS + n) % 8 ? 1.f : 0.f);
       }
-      if (!guard || i0 < count)
-        store_at(sums, (unsigned)pos[i0] * row + at, make_float2(d[0], d[1]));
-      if (i0 + 1 < S && (!guard || i0 + 1 < count))
-        store_at(sums, (unsigned)pos[i0 + 1 < S ? i0 + 1 : 0] * row + at, make_float2(d[2], d[3]));
+      const unsigned at = (q * 8 + 2 * t) * 4;
+      if (!GUARD || i0 < count) store_at(sums, (unsigned)pos[i0] * row + at, d[0], d[1]);
+      const int second = i0 + 1 < S ? i0 + 1 : i0;
+      if (second > i0 && (!GUARD || second < count)) store_at(sums, (unsigned)pos[second] * row + at, d[2], d[3]);
     }
   }
   __device__ __forceinline__ void add_tokens(int i0, const float (&draw)[2][4]) {
@@ -351,17 +307,15 @@ struct Walker {
       const int first = (round * warps + warp) * WARP_TOKENS, t0 = first + g * S, count = min(max(p.L - t0, 0), S);
       const bool whole = first + WARP_TOKENS <= p.L;
       float through[4][NS], back[4][NS];
-      take();
-      if (whole) recompute<false>(count, through, back);
-      else recompute<true>(count, through, back);
-      if (round || k + 1 < p.K) fetch(round ? k : k + 1, round ? round - 1 : p.rounds - 1);
-      enter<true>(carries, turn ^= 1, round == p.rounds - 1, through, back, lane, warp, warps);
+      if (whole) load<false>(t0, count), recompute<false>(count, through, back);
+      else load<true>(t0, count), recompute<true>(count, through, back);
+      enter<true>(carries, round == p.rounds - 1, round == 0, through, back, lane, warp, warps);
       if (k + 1 == p.K) {
-        if (whole) walk_back<false, true>(t0, count, back);
-        else walk_back<true, true>(t0, count, back);
+        if (whole) walk_back<false, true>(count, back);
+        else walk_back<true, true>(count, back);
       } else {
-        if (whole) walk_back<false, false>(t0, count, back);
-        else walk_back<true, false>(t0, count, back);
+        if (whole) walk_back<false, false>(count, back);
+        else walk_back<true, false>(count, back);
       }
     }
   }
@@ -390,19 +344,13 @@ struct Walker {
       if (e < e_count && n == NS) o.dbias[bke + e] = v * p.scale;
     }
 #if IO
-    // One warp after the other, so that the room for one is enough.
-    for (int w = 0; w < warps; w++) {
-      __syncthreads();
-      if (warp == w)
+    __syncthreads();
 #pragma unroll
-        for (int i = 0; i < MB * 8; i++) {
-          float &at = room[i * 32 + lane];
-          at = (w ? at : 0.f) + dW[i >> 3][(i >> 2) & 1][i & 3];
-        }
-    }
+    for (int i = 0; i < MB * 8; i++) room[(warp * MB * 8 + i) * 32 + lane] = dW[i >> 3][(i >> 2) & 1][i & 3];
     __syncthreads();
     for (int i = threadIdx.x; i < MB * 256; i += blockDim.x) {
-      const float v = room[i];
+      float v = 0.f;
+      for (int w = 0; w < warps; w++) v += room[w * MB * 256 + i];
       const int l = i & 31, at = i >> 5, r = (at >> 3) * 16 + ((at >> 1) & 1) * 8 + (l >> 2);
       const int e = 4 * (l & 3) + 2 * ((at >> 2) & 1) + (at & 1);
       if (e < e_count && r < R) o.dW[(bke + e) * R + r] = v * p.scale;
@@ -413,24 +361,32 @@ struct Walker {
 
   // dx starts as what the skip weights add, dy times the sum of D in units of ln 2; dD = sum of dy x.
   __device__ __forceinline__ void start(float *room) {
+    parameters.load(p, channel);
     const int q = threadIdx.x & 3;
-    const bool ok = 4 * q < e_count;
     float skip[4] = {}, dD[4] = {};
-    if (p.D && ok)
-      for (int r = 0; r < p.K; r++)
+    for (int r = 0; r < p.K; r++)
 #pragma unroll
-        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)r * p.E + channel + 4 * q + c];
-    const long long start = (long long)b * p.L * p.E + channel + 4 * q;
-    if (ok)
-#pragma unroll 4
-      for (int l = threadIdx.x >> 2; l < p.L; l += blockDim.x >> 2) {
-        const long long at = start + (long long)l * p.E;
-        const float4 d = widen(*reinterpret_cast<const quad_t *>(o.dy + at));
-        const float4 u = widen(*reinterpret_cast<const quad_t *>(p.x + at));
+      for (int c = 0; c < 4; c++) skip[c] += LOG2E * parameters.D(r, 4 * q + c);
+    const io_t *x = p.x + (long long)b * p.L * p.E + channel, *dy = o.dy + (long long)b * p.L * p.E + channel;
+    const int stride = blockDim.x >> 2;
+#pragma unroll 1
+    for (int first = threadIdx.x >> 2; first < p.L; first += BATCH * stride) {
+      quad_t us[BATCH], ds[BATCH];  // all on their way before the first is used
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const unsigned at = (unsigned)min(first + i * stride, p.L - 1) * (p.E * (unsigned)sizeof(io_t)) + x_lane;
+        us[i] = load_at<quad_t>(x, at), ds[i] = load_at<quad_t>(dy, at);
+      }
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const int l = first + i * stride;
+        const float4 u = widen(us[i]), d = widen(ds[i]);
+        if (l >= p.L) continue;
         dD[0] = fmaf(d.x, u.x, dD[0]), dD[1] = fmaf(d.y, u.y, dD[1]);
         dD[2] = fmaf(d.z, u.z, dD[2]), dD[3] = fmaf(d.w, u.w, dD[3]);
         dx[slot(l, p.rows_magic) * 4 + q] = make_float4(skip[0] * d.x, skip[1] * d.y, skip[2] * d.z, skip[3] * d.w);
       }
+    }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
 #pragma unroll
@@ -443,19 +399,19 @@ struct Walker {
       for (int w = 0; w < warps; w++) v += room[w * 16 + threadIdx.x];
       o.dD[(long long)b * p.E + channel + threadIdx.x] = v * p.scale;
     }
+    __syncthreads();
   }
 };
 
-// Shared memory: dx (L, 16) floats with L rounded up to even, the weights where they are kept there, the warps' tokens, and
-// room for sums: max(16 (NS + 1) warps, 256 MB) floats.
+// Shared memory: dx (L, 16) floats with L rounded up to even, the weights where they are kept there, the parameters, and
+// room for the warps' sums, the larger of 16 (NS + 1) and 256 MB floats for each.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_backward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 dx[];
   __shared__ Carries<MAX_WARPS> carries;
   char *wide = (char *)(dx + (p.L + 1) / 2 * 8);
-  float *room = (float *)(wide + WIDE_BYTES + (blockDim.x >> 5) * WARP_TOKENS * TOKEN_BYTES);
+  float *room = (float *)(wide + WIDE_BYTES) + p.K * TILE * Parameters::EACH;
   Walker w(p, o, carries, dx, wide);
-  w.fetch(0, p.rounds - 1);
   w.start(room);
 #pragma unroll 1
   for (int k = 0; k < p.K; k++) {

@@ -24,6 +24,7 @@ constexpr int BC0 = R / 8;         // the block in which B begins
 constexpr int BCB = KB - BC0;
 constexpr int WORDS = IO == 0 ? 2 : 1;  // registers a lane holds of 8 projections of one token
 constexpr bool WIDE_WEIGHTS = KB > 2;   // kept in shared memory instead of registers
+constexpr int WARP_TOKENS = 8 * S;
 constexpr int MAX_ROUTES = 8;
 
 // Step s is at position base + (s % n0) s0 + (s / n0) s1.
@@ -133,36 +134,63 @@ __device__ __forceinline__ void mma_k8(float (&d)[4], unsigned a0, unsigned a1, 
 struct Row {
   unsigned w[KB * WORDS];
 };
+// Read-only loads that the compiler neither moves nor delays: it would otherwise wait for some before it asks for the rest.
 template <typename T> __device__ __forceinline__ T load_at(const void *base, unsigned bytes) {
-  return *reinterpret_cast<const T *>(static_cast<const char *>(base) + bytes);
-}
-__device__ __forceinline__ unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
-// 16 bytes to shared memory, of which only the first `bytes` are read and the rest is zero.
-__device__ __forceinline__ void copy16(unsigned to, const void *from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copies_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); __syncwarp(); }
-
-constexpr int ROW_BYTES = KB * WORDS * 16, WARP_TOKENS = 8 * S;
-// The rows of all steps, from a warp's staged tokens: segment by segment, ROW_BYTES each.
-__device__ __forceinline__ void read_rows(unsigned staged, int lane, Row (&rows)[S + 1]) {
-  constexpr int MATRICES = S * KB * WORDS;
-  const unsigned segment = staged + (lane & 7) * (S * ROW_BYTES);
-#pragma unroll
-  for (int m = 0; m < MATRICES; m += 4) {
-    unsigned r[4];
-    // Matrix m + lane / 8: the 16 bytes of that number in each segment. Addresses beyond the last one repeat it.
-    const int which = min(m + (lane >> 3), MATRICES - 1);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(segment + which * 16)
-                 : "memory");
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (m + i < MATRICES) rows[(m + i) / (KB * WORDS)].w[(m + i) % (KB * WORDS)] = r[i];
+  const char *at = static_cast<const char *>(base) + bytes;
+  T v;
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(reinterpret_cast<unsigned &>(v)) : "l"(at));
+  } else if constexpr (sizeof(T) == 8) {
+    uint2 w;
+    asm volatile("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(at));
+    v = *reinterpret_cast<T *>(&w);
+  } else {
+    uint4 w;
+    asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(at));
+    v = *reinterpret_cast<T *>(&w);
   }
-  rows[S] = rows[S - 1];
+  return v;
 }
+__device__ __forceinline__ Row load_row(const io_t *base, unsigned row, int t) {
+  Row r;
+#pragma unroll
+  for (int w = 0; w < KB * WORDS; w++) r.w[w] = load_at<unsigned>(base, row + w * 16 + t * 4);
+  return r;
+}
+// A tile's W, A, bias and D of all routes in shared memory: for each of (K, 16) EACH numbers, zero beyond the channels.
+// From there a route's start waits for no device memory.
+struct Parameters {
+  static constexpr int EACH = R + NS + 2, BATCH = 8;
+  float *room;
+  __device__ __forceinline__ float *of(int k, int e) const { return room + (k * TILE + e) * EACH; }
+  __device__ __forceinline__ const float *W(int k, int e) const { return of(k, e); }
+  __device__ __forceinline__ float A(int k, int e, int n) const { return of(k, e)[R + n]; }
+  __device__ __forceinline__ float bias(int k, int e) const { return of(k, e)[R + NS]; }
+  __device__ __forceinline__ float D(int k, int e) const { return of(k, e)[R + NS + 1]; }
+
+  __device__ __forceinline__ static float read(const Scan &p, int channel, int i) {
+    const int row = i / EACH, j = i % EACH, e = channel + row % TILE;
+    if (e >= p.E) return 0.f;
+    const long long ke = (long long)(row / TILE) * p.E + e;
+    if (j < R) return p.W[ke * R + j];
+    if (j < R + NS) return p.A[ke * NS + j - R];
+    const float *from = j == R + NS ? p.bias : p.D;
+    return from ? from[ke] : 0.f;
+  }
+  __device__ __forceinline__ void load(const Scan &p, int channel) {
+    const int count = p.K * TILE * EACH;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < count; first += BATCH * blockDim.x) {
+      float v[BATCH];  // all on their way before the first is used
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) v[i] = read(p, channel, min(first + i * (int)blockDim.x, count - 1));
+#pragma unroll
+      for (int i = 0; i < BATCH; i++)
+        if (first + i * (int)blockDim.x < count) room[first + i * blockDim.x] = v[i];
+    }
+    __syncthreads();
+  }
+};
 
 // Step sizes' weights in units of ln 2 as column operands, each the sum of a high and a low part: 2 sets of 8 columns,
 // column n of set c being channel 4 (n / 2) + 2 c + n % 2, so that a lane's results are its own four channels.
@@ -175,13 +203,13 @@ struct Weights {
   part_t w[WIDE_WEIGHTS ? 1 : KB][2];
   part_t *shared;
 
-  __device__ __forceinline__ static part_t part(const float *W, int e_count, int b, int c, int g, int t) {
+  __device__ __forceinline__ static part_t part(const Parameters &from, int k, int b, int c, int g, int t) {
     const int channel = 4 * (g >> 1) + 2 * c + (g & 1);
     float v[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int q = IO == 0 ? b * 8 + i * 4 + t : b * 8 + 2 * t + i;
-      v[i] = q < R && channel < e_count ? W[channel * R + q] * LOG2E : 0.f;
+      v[i] = q < R ? from.W(k, channel)[q] * LOG2E : 0.f;
     }
 #if IO == 0
     const float h0 = high_part(v[0]), h1 = high_part(v[1]);
@@ -192,14 +220,14 @@ struct Weights {
     return make_uint2(bits(high), bits(pack(v[0] - h.x, v[1] - h.y)));
 #endif
   }
-  // W: (E, R) at the tile's first channel. Where shared memory is used, the caller waits for the block afterwards.
-  __device__ __forceinline__ void load(const float *W, int e_count, int g, int t, bool writes) {
+  // Where shared memory is used, the caller waits for the block afterwards.
+  __device__ __forceinline__ void load(const Parameters &from, int k, int g, int t, bool writes) {
 #pragma unroll
     for (int b = 0; b < KB; b++)
 #pragma unroll
       for (int c = 0; c < 2; c++) {
-        if (!WIDE_WEIGHTS) w[b][c] = part(W, e_count, b, c, g, t);
-        else if (writes) shared[(b * 2 + c) * 32 + g * 4 + t] = part(W, e_count, b, c, g, t);
+        if (!WIDE_WEIGHTS) w[b][c] = part(from, k, b, c, g, t);
+        else if (writes) shared[(b * 2 + c) * 32 + g * 4 + t] = part(from, k, b, c, g, t);
       }
   }
   __device__ __forceinline__ part_t get(int b, int c, int lane) const {
@@ -282,10 +310,6 @@ __device__ __forceinline__ Projected project(const Row &r0, const Row &r1, const
   return out;
 }
 
-__device__ __forceinline__ int position(const Route &r, int step) {
-  const int q = (int)(((float)step + 0.5f) * r.inverse_n0);
-  return r.base + (step - q * r.n0) * r.s0 + q * r.s1;
-}
 // Positions of the S steps from t0 on; with GUARD, 0 for those beyond `count`.
 template <bool GUARD> __device__ __forceinline__ void positions(const Route &r, int t0, int count, int (&pos)[S]) {
   const int q = (int)(((float)t0 + 0.5f) * r.inverse_n0), s0 = r.s0, jump = r.s1 - r.n0 * s0;
@@ -305,33 +329,19 @@ template <bool GUARD> __device__ __forceinline__ void positions(const Route &r, 
 // Where a position's 16 channels are in shared memory. Neighbouring segments of a column route would otherwise meet in the
 // same half of the banks: their positions differ by a multiple of an even width.
 __device__ __forceinline__ int slot(int pos, unsigned rows_magic) { return pos ^ ((pos * rows_magic >> 21) & 1); }
-// A warp's next 8 S tokens' projections; those beyond the end become zero.
-__device__ __forceinline__ void stage_rows(unsigned to, const io_t *proj, int proj_l, const Route &r, int first, int L,
-                                           int lane) {
-#pragma unroll
-  for (int i = 0; i < WARP_TOKENS; i += 32) {
-    const int token = i + lane, step = first + token;
-    if (WARP_TOKENS % 32 && token >= WARP_TOKENS) break;
-    const char *from = reinterpret_cast<const char *>(proj) + (unsigned)(step < L ? position(r, step) : 0) * (proj_l * (unsigned)sizeof(io_t));
-#pragma unroll
-    for (int c = 0; c < ROW_BYTES; c += 16) copy16(to + token * ROW_BYTES + c, from + c, step < L ? 16 : 0);
-  }
-}
-
-// Maps of the warps' stretches of a round, and what enters the round.
+// What leaves each warp's stretch of a round, for the next one: NS x 4 channels.
 template <int WARPS> struct Carries {
-  float4 through[2][WARPS][NS][4], leaves[2][WARPS][NS][4], start[2][NS][4];
+  float4 leaves[WARPS][NS][4];
 };
-__device__ __forceinline__ void follow(float4 &v, float4 through, float4 leaves) {
-  v.x = fmaf(through.x, v.x, leaves.x), v.y = fmaf(through.y, v.y, leaves.y);
-  v.z = fmaf(through.z, v.z, leaves.z), v.w = fmaf(through.w, v.w, leaves.w);
-}
+// Named barriers between a warp and the next, so that warps drift apart and their loads and arithmetic overlap.
+__device__ __forceinline__ void hand_over(int link) { asm volatile("bar.arrive %0, 64;" ::"r"(link + 1) : "memory"); }
+__device__ __forceinline__ void receive(int link) { asm volatile("bar.sync %0, 64;" ::"r"(link + 1) : "memory"); }
 
 // A lane's segment maps what enters it, v, to leaves + through v. Replaces `leaves` by what enters this lane's segment,
-// from those before it in this round and earlier ones (BACK: behind it), added in a fixed order. `buffer` alternates from
-// round to round, so that one barrier a round is enough.
+// from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order along
+// the route, and from the last one to the first of the next round.
 template <bool BACK, int WARPS>
-__device__ __forceinline__ void enter(Carries<WARPS> &carries, int buffer, bool first_round, float (&through)[4][NS],
+__device__ __forceinline__ void enter(Carries<WARPS> &carries, bool first_round, bool last_round, float (&through)[4][NS],
                                       float (&leaves)[4][NS], int lane, int warp, int warps) {
   const int g = lane >> 2, t = lane & 3;
   const auto shifted = [](float v, int m) { return BACK ? __shfl_down_sync(~0u, v, m) : __shfl_up_sync(~0u, v, m); };
@@ -344,34 +354,36 @@ __device__ __forceinline__ void enter(Carries<WARPS> &carries, int buffer, bool 
         const float d = shifted(through[c][n], m), s = shifted(leaves[c][n], m);
         if (BACK ? lane + m < 32 : lane >= m) leaves[c][n] = fmaf(through[c][n], s, leaves[c][n]), through[c][n] *= d;
       }
-  if (g == (BACK ? 0 : 7))
+  const int before = BACK ? warps - 1 - warp : warp, from = before ? before - 1 : warps - 1;
+  const bool last = before == warps - 1, start = first_round && before == 0;
+  float in[4][NS];
+#pragma unroll
+  for (int n = 0; n < NS; n++) in[0][n] = in[1][n] = in[2][n] = in[3][n] = 0.f;
+  if (!start) {
+    if (warps > 1) receive(from);
+    else __syncwarp();
 #pragma unroll
     for (int n = 0; n < NS; n++) {
-      carries.through[buffer][warp][n][t] = make_float4(through[0][n], through[1][n], through[2][n], through[3][n]);
-      carries.leaves[buffer][warp][n][t] = make_float4(leaves[0][n], leaves[1][n], leaves[2][n], leaves[3][n]);
+      const float4 v = carries.leaves[from][n][t];
+      in[0][n] = v.x, in[1][n] = v.y, in[2][n] = v.z, in[3][n] = v.w;
     }
+  }
+  if (warps == 1) __syncwarp();
+  if (!(last && last_round)) {
+    if (g == (BACK ? 0 : 7))
+#pragma unroll
+      for (int n = 0; n < NS; n++)
+        carries.leaves[before][n][t] =
+            make_float4(fmaf(through[0][n], in[0][n], leaves[0][n]), fmaf(through[1][n], in[1][n], leaves[1][n]),
+                        fmaf(through[2][n], in[2][n], leaves[2][n]), fmaf(through[3][n], in[3][n], leaves[3][n]));
+    __syncwarp();
+    if (warps > 1) hand_over(before);
+  }
 #pragma unroll
   for (int c = 0; c < 4; c++)
 #pragma unroll
     for (int n = 0; n < NS; n++) {
-      through[c][n] = shifted(through[c][n], 4), leaves[c][n] = shifted(leaves[c][n], 4);
-      if (g == (BACK ? 7 : 0)) through[c][n] = 1.f, leaves[c][n] = 0.f;
+      const float d = shifted(through[c][n], 4), s = shifted(leaves[c][n], 4);
+      leaves[c][n] = g == (BACK ? 7 : 0) ? in[c][n] : fmaf(d, in[c][n], s);
     }
-  __syncthreads();
-  const int before = BACK ? warps - 1 - warp : warp;
-#pragma unroll
-  for (int n = 0; n < NS; n++) {
-    float4 in = first_round ? make_float4(0.f, 0.f, 0.f, 0.f) : carries.start[buffer][n][t];
-#pragma unroll 4
-    for (int i = 0; i < before; i++) {
-      const int w = BACK ? warps - 1 - i : i;
-      follow(in, carries.through[buffer][w][n][t], carries.leaves[buffer][w][n][t]);
-    }
-    leaves[0][n] = fmaf(through[0][n], in.x, leaves[0][n]), leaves[1][n] = fmaf(through[1][n], in.y, leaves[1][n]);
-    leaves[2][n] = fmaf(through[2][n], in.z, leaves[2][n]), leaves[3][n] = fmaf(through[3][n], in.w, leaves[3][n]);
-    if (before == warps - 1 && g == 0) {
-      follow(in, carries.through[buffer][warp][n][t], carries.leaves[buffer][warp][n][t]);
-      carries.start[buffer ^ 1][n][t] = in;
-    }
-  }
 }

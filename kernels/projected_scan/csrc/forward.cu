@@ -9,63 +9,61 @@ struct Out {
   float *saved;  // (B, K, ceil(L / SAVE), NS, E): state before every SAVE-th step, in units of ln 2
 };
 
-constexpr int MAX_WARPS = THREADS / 32;
+constexpr int MAX_WARPS = THREADS / 32, BATCH = 12;
 
 struct Walker {
   const Scan &p;
   const Out &o;
   Carries<MAX_WARPS> &carries;
   float4 *y;
+  Parameters parameters;
   Weights weights;
   Selector selector;
   float a[4][NS], bias[4];
-  int lane, g, t, warp, warps, e_count, b, channel, turn = 0;
+  int lane, g, t, warp, warps, e_count, b, channel;
   const io_t *x;  // of the image's tile; the same for all lanes
-  unsigned x_lane, staged;
+  unsigned x_lane;
 
-  quad_t raw_x[S];  // of the next round
   // Of the current round: decays since the segment's start, states from zero, C.
   float P[S][4][NS], h[S][4][NS], C[S][NS];
+  int pos[S];
 
   __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *y, char *room)
-      : p(p), o(o), carries(carries), y(y) {
+      : p(p), o(o), carries(carries), y(y), parameters{(float *)(room + WEIGHT_BYTES)} {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     b = blockIdx.x / p.tiles;
     channel = (blockIdx.x % p.tiles) * TILE;
     e_count = min(TILE, p.E - channel);
     weights.shared = (Weights::part_t *)room;
-    staged = shared_address(room + WEIGHT_BYTES) + warp * WARP_TOKENS * ROW_BYTES;
     selector.load(g, t);
     x = p.x + (long long)b * p.L * p.E + channel;
     // Lanes beyond the last channel read the tile's first ones; their results are dropped.
     x_lane = (4 * t < e_count ? 4 * t : 0) * sizeof(io_t);
   }
   __device__ __forceinline__ void start_route(int k) {
-    const long long ke = (long long)k * p.E + channel;
-    weights.load(p.W + ke * R, e_count, g, t, warp == 0);
-    const bool ok = 4 * t < e_count;
+    weights.load(parameters, k, g, t, warp == 0);
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      bias[c] = p.bias && ok ? p.bias[ke + 4 * t + c] * LOG2E : 0.f;
+      const int e = 4 * t + c;
+      bias[c] = parameters.bias(k, e) * LOG2E;
 #pragma unroll
-      for (int n = 0; n < NS; n++) a[c][n] = ok ? p.A[(ke + 4 * t + c) * NS + n] : 0.f;
+      for (int n = 0; n < NS; n++) a[c][n] = parameters.A(k, e, n);
     }
     if (WIDE_WEIGHTS) __syncthreads();
   }
-  // Loads of the next round, on their way while this one is finished.
-  __device__ __forceinline__ void fetch(int k, int round) {
-    const int first = (round * warps + warp) * WARP_TOKENS, t0 = first + g * S;
-    stage_rows(staged, p.proj + b * p.proj_b + k * p.proj_k, p.proj_l, p.routes[k], first, p.L, lane);
-    int pos[S];
-    positions<true>(p.routes[k], t0, min(p.L - t0, S), pos);
-#pragma unroll
-    for (int i = 0; i < S; i++) raw_x[i] = load_at<quad_t>(x, (unsigned)pos[i] * (p.E * (unsigned)sizeof(io_t)) + x_lane);
-  }
 
-  template <bool GUARD> __device__ __forceinline__ void scan_segment(int count) {
+  template <bool GUARD> __device__ __forceinline__ void scan_segment(int k, int t0, int count) {
+    const io_t *proj = p.proj + b * p.proj_b + k * p.proj_k;
+    const unsigned x_row = p.E * (unsigned)sizeof(io_t), proj_row = p.proj_l * (unsigned)sizeof(io_t);
+    positions<GUARD>(p.routes[k], t0, count, pos);
+    quad_t raw_x[S];
     Row rows[S + 1];
-    copies_arrived();
-    read_rows(staged, lane, rows);
+#pragma unroll
+    for (int i = 0; i < S; i++) {
+      raw_x[i] = load_at<quad_t>(x, (unsigned)pos[i] * x_row + x_lane);
+      rows[i] = load_row(proj, (unsigned)pos[i] * proj_row, t);
+    }
+    rows[S] = rows[S - 1];
 #pragma unroll
     for (int i0 = 0; i0 < S; i0 += 2) {
       const Projected v = project(rows[i0], rows[i0 + 1], weights, selector, bias, lane);
@@ -90,7 +88,6 @@ struct Walker {
         for (int n = 0; n < NS; n++) C[i][n] = v.C[i - i0][n];
       }
     }
-    __syncwarp();  // the staged rows may be overwritten
   }
 
   template <bool GUARD, bool LAST>
@@ -100,8 +97,6 @@ struct Walker {
     int m = (t0 + SAVE - 1) / SAVE, next = m * SAVE - t0;
     float *to = o.saved + (((long long)b * p.K + k) * steps + m) * NS * p.E + channel + 4 * t;
 #endif
-    int pos[S];
-    positions<GUARD>(p.routes[k], t0, count, pos);
     float4 *y_lane = y + t;
     float before[4][NS];
 #pragma unroll
@@ -143,16 +138,14 @@ struct Walker {
     for (int round = 0; round < p.rounds; round++) {
       const int first = (round * warps + warp) * WARP_TOKENS, t0 = first + g * S, count = min(max(p.L - t0, 0), S);
       const bool whole = first + WARP_TOKENS <= p.L;
-      if (whole) scan_segment<false>(count);
-      else scan_segment<true>(count);
-      const bool more = round + 1 < p.rounds;
-      if (more || k + 1 < p.K) fetch(more ? k : k + 1, more ? round + 1 : 0);
+      if (whole) scan_segment<false>(k, t0, count);
+      else scan_segment<true>(k, t0, count);
       float through[4][NS], entry[4][NS];
 #pragma unroll
       for (int c = 0; c < 4; c++)
 #pragma unroll
         for (int n = 0; n < NS; n++) through[c][n] = P[S - 1][c][n], entry[c][n] = h[S - 1][c][n];
-      enter<false>(carries, turn ^= 1, round == 0, through, entry, lane, warp, warps);
+      enter<false>(carries, round == 0, round + 1 == p.rounds, through, entry, lane, warp, warps);
       if (k + 1 == p.K && whole) add_outputs<false, true>(k, t0, count, entry);
       else if (k + 1 == p.K) add_outputs<true, true>(k, t0, count, entry);
       else if (whole) add_outputs<false, false>(k, t0, count, entry);
@@ -162,32 +155,41 @@ struct Walker {
 
   // y starts as what the skip weights add: x times the sum of D, in y's units of ln 2.
   __device__ __forceinline__ void start() {
+    parameters.load(p, channel);
     const int q = threadIdx.x & 3;
     float skip[4] = {};
-    if (p.D && 4 * q < e_count)
-      for (int r = 0; r < p.K; r++)
+    for (int r = 0; r < p.K; r++)
 #pragma unroll
-        for (int c = 0; c < 4; c++) skip[c] += p.D[(long long)r * p.E + channel + 4 * q + c];
+      for (int c = 0; c < 4; c++) skip[c] += LOG2E * parameters.D(r, 4 * q + c);
+    const int stride = blockDim.x >> 2;
+#pragma unroll 1
+    for (int first = threadIdx.x >> 2; first < p.L; first += BATCH * stride) {
+      quad_t u[BATCH];  // all on their way before the first is used
 #pragma unroll
-    for (int c = 0; c < 4; c++) skip[c] *= LOG2E;
-#pragma unroll 4
-    for (int l = threadIdx.x >> 2; l < p.L; l += blockDim.x >> 2) {
-      const float4 u = widen(load_at<quad_t>(x, (unsigned)l * (p.E * (unsigned)sizeof(io_t)) + x_lane));
-      y[slot(l, p.rows_magic) * 4 + q] = make_float4(skip[0] * u.x, skip[1] * u.y, skip[2] * u.z, skip[3] * u.w);
+      for (int i = 0; i < BATCH; i++)
+        u[i] = load_at<quad_t>(x, (unsigned)min(first + i * stride, p.L - 1) * (p.E * (unsigned)sizeof(io_t)) + x_lane);
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const int l = first + i * stride;
+        const float4 v = widen(u[i]);
+        if (l < p.L)
+          y[slot(l, p.rows_magic) * 4 + q] = make_float4(skip[0] * v.x, skip[1] * v.y, skip[2] * v.z, skip[3] * v.w);
+      }
     }
+    __syncthreads();
   }
 };
 
-// Shared memory: y (L, 16) floats with L rounded up to even, the weights where they are kept there, the warps' tokens.
+// Shared memory: y (L, 16) floats with L rounded up to even, the weights where they are kept there, the parameters.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_forward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 y[];
   __shared__ Carries<MAX_WARPS> carries;
   Walker w(p, o, carries, y, (char *)(y + (p.L + 1) / 2 * 8));
-  w.fetch(0, 0);
   w.start();
 #pragma unroll 1
   for (int k = 0; k < p.K; k++) {
+    if (k) __syncthreads();  // the routes add to the same map
     w.start_route(k);
     w.walk(k);
   }

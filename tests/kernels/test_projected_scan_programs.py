@@ -1,0 +1,62 @@
+"""The projected scan's programs agree with Python and compile beyond what is built ahead; no GPU is needed."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from ssmvision.kernels.cuda import programs
+from ssmvision.kernels.projected_scan import cuda_programs
+from ssmvision.kernels.projected_scan.config import BACKWARD_THREADS, FORWARD_THREADS, TILE
+from ssmvision.kernels.projected_scan.cuda_programs import BackwardOut, ForwardOut, Route, Scan
+
+ARCH = "sm_90"
+CSRC = files("ssmvision.kernels.projected_scan").joinpath("csrc")
+# Rank, states, steps of the forward's and the backward's segments: an odd rank, B and C in different blocks of 8,
+# several states, weights in shared memory.
+SHAPES = [(5, 1, 9, 7), (7, 2, 5, 3), (8, 4, 3, 2), (48, 1, 7, 7)]
+
+
+def variant(program: str, **defines: int) -> bytes:
+    (found,) = (p for p in programs() if p.spec.name == program)
+    return found.variant(defines).build(ARCH).cubin
+
+
+@pytest.mark.parametrize(
+    ("file", "structure", "ours"),
+    [
+        ("common.cuh", "Route", Route),
+        ("common.cuh", "Scan", Scan),
+        ("forward.cu", "Out", ForwardOut),
+        ("backward.cu", "Out", BackwardOut),
+    ],
+)
+def test_parameter_blocks_have_the_fields_of_the_source(file: str, structure: str, ours: type) -> None:
+    """Same names in the same order: a field that is missing on one side would shift all that follow."""
+    match = re.search(rf"struct {structure} {{(.*?)\n}};", CSRC.joinpath(file).read_text(), re.DOTALL)
+    assert match is not None
+    body = re.sub(r"//.*", "", match[1])
+    declared = []
+    for line in body.split(";"):
+        first, *rest = line.strip().split(",")
+        declared += [name.split()[-1].strip(" *").partition("[")[0] for name in (first, *rest) if name.strip()]
+    assert declared == [name for name, _ in ours._fields_]  # type: ignore[attr-defined]
+
+
+def test_constants_agree_with_the_source() -> None:
+    text = CSRC.joinpath("common.cuh").read_text()
+    assert f"constexpr int TILE = {TILE};" in text
+    assert f"constexpr int MAX_ROUTES = {cuda_programs.MAX_ROUTES};" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", [0, 1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_unusual_variants_compile(shape: tuple[int, int, int, int], io: int) -> None:
+    rank, states, forward, backward = shape
+    common = {"IO": io, "R": rank, "NS": states}
+    assert variant("projected_forward", **common, S=forward, THREADS=FORWARD_THREADS, ONE_TURN=0, SAVE=backward)
+    assert variant("projected_backward", **common, S=backward, THREADS=BACKWARD_THREADS, ONE_TURN=0)
+    assert variant("projected_merge", **common, S=1, ONE_TURN=0)
