@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.projected_scan import composition
 from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, ProjectedRequest, saved_steps
 from ssmvision.kernels.projected_scan.config import (
     TILE,
@@ -49,7 +51,8 @@ def _kernel(program: str, device: int, **defines: int) -> Kernel:
 
 @lru_cache(maxsize=16)
 def _shared_limit(device: int) -> int:
-    limit: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's types lack the field
+    limit: int = properties.shared_memory_per_block_optin
     return limit
 
 
@@ -207,33 +210,36 @@ def _rows(projected: Tensor) -> Tensor:
 
 def forward(args: ProjectedArgs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Scan; returns as `composition.forward`."""
+    if args.x.numel() == 0:
+        return composition.forward(args, save_states)
     t = _Inputs(args)
     every = saved_steps(t.states)
     steps = -(-t.length // every) if save_states else 0
     out = torch.empty_like(t.x)
     saved = torch.empty(t.batch, t.routes, steps, t.states, t.channels, device=out.device)
-    if out.numel():
-        block = ForwardOut(out.data_ptr(), saved.data_ptr() if save_states else None)
-        t.launch("projected_forward", t.cut(False), block, False, SAVE=every if save_states else 0)
+    block = ForwardOut(out.data_ptr(), saved.data_ptr() if save_states else None)
+    t.launch("projected_forward", t.cut(False), block, False, SAVE=every if save_states else 0)
     return out.to(args.x.dtype), saved
 
 
 def backward(args: ProjectedArgs, saved: Tensor, dout: Tensor) -> Grads:
     """Gradients; takes and returns as `composition.backward`."""
+    if args.x.numel() == 0:
+        return composition.backward(args, saved, dout)
     t = _Inputs(args, dout)
     dout = _aligned(dout.to(t.dtype))
-    new = lambda *shape: torch.empty(shape, device=dout.device)  # noqa: E731
-    sizes = (t.batch, t.routes, t.channels)
-    padded = -(-(t.rank + 2 * t.states) // 8) * 8
+    device, sizes = dout.device, (t.batch, t.routes, t.channels)
+    numbers = t.rank + 2 * t.states
     dx = torch.empty_like(t.x)
-    sums = new(t.tiles, t.batch, t.length, t.routes, padded)
-    dA, dbias, dD = new(*sizes, t.states), new(*sizes), new(t.batch, t.channels)
-    dweight, draw = (new(*sizes, t.rank), None) if t.half else (None, new(t.batch, t.routes, t.length, t.channels))
-    dprojected = torch.empty(t.batch, t.length, t.routes, t.rank + 2 * t.states, dtype=t.dtype, device=dout.device)
-    if dx.numel():
-        outs = (dout, saved, dx, sums, dweight, dA, dbias, dD, draw)
-        t.launch("projected_backward", t.cut(True), BackwardOut(*(_address(v) for v in outs)), True)
-        _merge(t, sums, dprojected)
+    sums = torch.empty(t.tiles, t.batch, t.length, t.routes, -(-numbers // 8) * 8, device=device)
+    dA, dbias = torch.empty(*sizes, t.states, device=device), torch.empty(sizes, device=device)
+    dD = torch.empty(t.batch, t.channels, device=device)
+    dweight = torch.empty(*sizes, t.rank, device=device) if t.half else None
+    draw = None if t.half else torch.empty(t.batch, t.routes, t.length, t.channels, device=device)
+    outs = (dout, saved, dx, sums, dweight, dA, dbias, dD, draw)
+    t.launch("projected_backward", t.cut(True), BackwardOut(*(_address(v) for v in outs)), True)
+    dprojected = torch.empty(t.batch, t.length, t.routes, numbers, dtype=t.dtype, device=device)
+    _merge(t, sums, dprojected)
     low = t.projected[..., : t.rank]
     weight = _over_batch(dweight) if draw is None else torch.einsum("bkle,blkr->ker", draw, low)
     D = dD.sum(0).expand(t.routes, -1)
