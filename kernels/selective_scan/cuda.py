@@ -2,7 +2,8 @@
 
 Forward: a thread walks one or two channels of a segment of a route; routes that are each other's reverse meet half-way
 and are merged there. Where batch x routes x channels do not fill the GPU, routes are cut into segments, whose entry
-states a first pass finds. Backward: see csrc/backward.cu. Nothing is accumulated by atomics: two runs are bitwise equal.
+states a first pass finds. Backward: see csrc/backward.cu. Nothing is accumulated by atomics, so two runs are bitwise
+equal.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def _reversed_pairs(walks: list[np.ndarray]) -> list[int]:
     return pairs
 
 
-@lru_cache(maxsize=256)
+# A volume of 128^3 with six routes takes 50 MB.
+@lru_cache(maxsize=32)
 def route_table(routes: tuple[str, ...], grid: Grid, device: torch.device) -> RouteTable:
     """The table of `routes` on `grid`; kept, because making it takes longer than a scan."""
     walks = [route_index(name, grid) for name in routes]

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import ssmvision.kernels
-from ssmvision.kernels.cuda import programs
+from ssmvision.kernels.cuda import CompileError, programs
+from ssmvision.kernels.cuda.compiler import compile_cubin
 from ssmvision.kernels.selective_scan import config, cuda_programs
+from ssmvision.kernels.selective_scan.cuda import backward_shared_bytes
+from ssmvision.kernels.selective_scan.cuda_programs import IO
 
 KERNELS = Path(str(ssmvision.kernels.__file__)).parent
 for module in sorted(KERNELS.glob("*/cuda_programs.py")):
@@ -38,10 +41,10 @@ def test_every_shipped_variant_compiles(name: str, arch: str) -> None:
         assert not missing, variant.label
 
 
-@pytest.mark.parametrize("structure", ["Scan", "ForwardOut", "BackwardOut"])
+@pytest.mark.parametrize("structure", ["Stream", "Scan", "ForwardOut", "StateOut", "BackwardOut"])
 def test_parameter_blocks_have_the_fields_of_the_source(structure: str) -> None:
     """Same names in the same order: a field that is missing on one side would shift all that follow."""
-    text = "".join(CSRC.joinpath(file).read_text() for file in ("common.cuh", "forward.cu", "backward.cu"))
+    text = "".join(CSRC.joinpath(file).read_text() for file in ("common.cuh", "forward.cu", "state.cu", "backward.cu"))
     match = re.search(rf"struct {structure} {{(.*?)\n}};", text, re.DOTALL)
     assert match is not None
     body = re.sub(r"//.*", "", match[1])
@@ -58,5 +61,21 @@ def _names(declaration: str) -> list[str]:
 
 def test_constants_agree_with_the_source() -> None:
     text = CSRC.joinpath("common.cuh").read_text()
-    assert f"constexpr int CHUNK = {config.CHUNK};" in text
+    assert f"constexpr int CHUNK = {config.CUDA_CHUNK};" in text
     assert ctypes.sizeof(cuda_programs.Scan) % 8 == 0
+
+
+@pytest.mark.parametrize("io", IO.values())
+@pytest.mark.parametrize(("states", "gate"), [(4, 0), (8, 1), (16, 0), (16, 1)])
+def test_shared_memory_of_the_backward_is_counted_as_the_compiler_does(states: int, gate: int, io: int) -> None:
+    """Asserted in the source, where the count is given."""
+    (program,) = (program for program in programs() if program.spec.name == "scan_backward")
+    first = dict(program.shipped()[0].defines)
+    size = backward_shared_bytes(states, 4 if io == 0 else 2, gate)
+    defines = {**first, "IO": io, "NS": states, "VEC": 0, "GATE": gate, "SHARED_BYTES": size}
+    options = [f"-D{name}={value}" for name, value in defines.items()]
+    source = program.source
+    compile_cubin(source.text, name=source.name, arch="sm_90", options=options, headers=source.headers)
+    options[-1] = f"-DSHARED_BYTES={size + 16}"
+    with pytest.raises(CompileError, match=r"cuda\.py counts the shared memory too"):
+        compile_cubin(source.text, name=source.name, arch="sm_90", options=options, headers=source.headers)

@@ -212,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(32 * WALKERS, 12 / WALKERS) scan_fo
     __syncthreads();
     w.walk<SECOND>(span.first + front, span.stop);
   }
-  if (span.first < span.stop && span.stop == span.len) {
+  if (span.stop == span.len && (span.first < span.stop || span.len == 0)) {
     const long long bk = (long long)w.b * p.K + w.k;
     w.put_last(bk);
     if (o.saved) w.put(o.saved, (p.L + CHUNK - 1) / CHUNK * p.batch * p.K + bk);
