@@ -206,12 +206,14 @@ def _merge(partial: Tensor, z: Tensor | None, ungated: Tensor | None, out: Tenso
     """Fill out (B, L, E) with silu(z) scale (sum of the parts (B, G, L, E)); with G = 1 both may be (B, K, L, E)."""
     batch, parts = (1, 1) if out.dim() == 4 else partial.shape[:2]
     size = out.numel() // batch
+    z = None if z is None else z.contiguous()
+    fours = size % 4 == 0 and (z is None or z.data_ptr() % (4 * z.element_size()) == 0)
     _kernel("scan_merge", "merge", out.device.index, IO=IO[out.dtype]).launch(
         (min(-(-size // BLOCK), 4096), batch, 1),
         (BLOCK, 1, 1),
         0,
         None,
-        (partial, None if z is None else z.contiguous(), ungated, out, scale, parts, size, int(size % 4 == 0)),
+        (partial, z, ungated, out, scale, parts, size, int(fours)),
     )
 
 
