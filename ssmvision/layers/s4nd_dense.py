@@ -21,6 +21,11 @@ from ssmvision.layers.s4nd_kernel import AxisKernel, Rate, initial_steps
 __all__ = ["DenseKernel"]
 
 
+def _both(half: Tensor) -> Tensor:
+    """(..., N / 2) with the conjugates after it."""
+    return torch.cat((half, half.conj().resolve_conj()), -1)
+
+
 class DenseKernel(AxisKernel):
     """A dense complex matrix A, the ancestor of S4 (LSSL), by repeated squaring: for tests and small states.
 
@@ -51,21 +56,17 @@ class DenseKernel(AxisKernel):
         dtype: torch.dtype | None = None,
         **init_args: Any,
     ) -> None:
-        super().__init__(d_model, channels, l_max, lr, wd)
+        super().__init__(d_model, channels, l_max, lr, wd, device, dtype)
         self.dt_transform = dt_transform
-        A, P, B, _ = initial_system(init, d_state, rank, d_model if n_ssm is None else n_ssm, **init_args)
-        half = torch.randn(channels, d_model, d_state // 2, dtype=torch.complex128)
-        full = torch.cat((P, P.conj()), -1)
-        matrix = torch.diag_embed(torch.cat((A, A.conj()), -1)) - torch.einsum("rsn,rsm->snm", full, full.conj())
-        values = {
-            "inv_dt": (initial_steps((d_model, 1), dt_min, dt_max, dt_transform, False), "dt"),
-            "A": (torch.view_as_real(matrix), "A"),
-            "B": (torch.view_as_real(torch.cat((B, B.conj()), -1).resolve_conj()), "A"),
-            "C": (torch.view_as_real(torch.cat((half, half.conj()), -1).resolve_conj()), "C"),
-        }
-        for name, (value, kind) in values.items():
-            value = value.contiguous().to(device=device, dtype=torch.get_default_dtype() if dtype is None else dtype)
-            self.add_parameter(name, value, kind, decay=name == "C")
+        with torch.device("cpu"):
+            A, P, B, _ = initial_system(init, d_state, rank, d_model if n_ssm is None else n_ssm, **init_args)
+            half = torch.randn(channels, d_model, d_state // 2, dtype=torch.complex128)
+            full = _both(P)
+            matrix = torch.diag_embed(_both(A)) - torch.einsum("rsn,rsm->snm", full, full.conj())
+            self.add_parameter("inv_dt", initial_steps((d_model, 1), dt_min, dt_max, dt_transform, False), "dt")
+            self.add_parameter("A", torch.view_as_real(matrix), "A")
+            self.add_parameter("B", torch.view_as_real(_both(B)), "A")
+            self.add_parameter("C", torch.view_as_real(_both(half)), "C", decay=True)
 
     def signature(self, length: int, rate: float) -> Hashable:
         """Every kernel for itself: this form is for small systems."""

@@ -81,7 +81,7 @@ class S4DKernel(AxisKernel):
         dtype: torch.dtype | None = None,
         **init_args: Any,
     ) -> None:
-        super().__init__(d_model, channels, l_max, lr, wd)
+        super().__init__(d_model, channels, l_max, lr, wd, device, dtype)
         if disc not in ("zoh", "bilinear", "dss"):
             raise ValueError(f"disc={disc!r}: choose from zoh, bilinear, dss")
         copies = d_model if n_ssm is None else n_ssm
@@ -91,32 +91,31 @@ class S4DKernel(AxisKernel):
         self.transforms = (dt_transform, real_transform, imag_transform)
         self.bandlimit, self.antialias, self.is_real = bandlimit, antialias, is_real
         self.modes = d_state if is_real else d_state // 2
-        self._factory: dict[str, Any] = {
-            "device": device,
-            "dtype": torch.get_default_dtype() if dtype is None else dtype,
-        }
-        initial = initial_system(init, 2 * self.modes if is_real else d_state, rank, copies, **init_args)
-        steps = (d_model, 1 if dt_tie else self.modes)
-        self._add("inv_dt", initial_steps(steps, dt_min, dt_max, dt_transform, deterministic), "dt")
-        C = self._fixed_output(initial) if deterministic else torch.randn(channels, d_model, self.modes, 2).double()
-        self._add("C", C[..., 0] if is_real else C, "C", decay=True)
-        B = torch.view_as_real(initial.B).unsqueeze(0)
-        self._add("B", B[..., 0] if is_real else B, "B")
-        self._add("A_real", inverse_positive(-initial.A.real, real_transform), "A")
-        if not is_real:
-            self._add("A_imag", inverse_positive(-initial.A.imag, imag_transform), "A")
-        self._add_low_rank(initial)
+        with torch.device("cpu"):
+            initial = initial_system(init, 2 * self.modes if is_real else d_state, rank, copies, **init_args)
+            steps = initial_steps((d_model, 1 if dt_tie else self.modes), dt_min, dt_max, dt_transform, deterministic)
+            random = torch.randn(channels, d_model, self.modes, dtype=torch.complex128)
+            self._add_parameters(initial, steps, self._fixed_output(initial) if deterministic else random)
 
-    def _add(self, name: str, value: Tensor, kind: str, decay: bool = False) -> None:
-        self.add_parameter(name, value.contiguous().to(**self._factory), kind, decay)
+    def _add_parameters(self, initial: InitialSystem, steps: Tensor, C: Tensor) -> None:
+        """Every parameter, complex ones with their parts along a last axis of 2."""
+        _, real_transform, imag_transform = self.transforms
+        C, B = torch.view_as_real(C), torch.view_as_real(initial.B).unsqueeze(0)
+        self.add_parameter("inv_dt", steps, "dt")
+        self.add_parameter("C", C[..., 0] if self.is_real else C, "C", decay=True)
+        self.add_parameter("B", B[..., 0] if self.is_real else B, "B")
+        self.add_parameter("A_real", inverse_positive(-initial.A.real, real_transform), "A")
+        if not self.is_real:
+            self.add_parameter("A_imag", inverse_positive(-initial.A.imag, imag_transform), "A")
+        self._add_low_rank(initial)
 
     def _add_low_rank(self, initial: InitialSystem) -> None:
         """S4 keeps the low-rank part; here it is dropped."""
 
     def _fixed_output(self, initial: InitialSystem) -> Tensor:
         """C that reads the first coordinate of the real system."""
-        row = torch.view_as_real(initial.V[:, 0])
-        return row.repeat(self.d_model // len(row), 1, 1).expand(self.channels, -1, -1, -1).clone()
+        row = initial.V[:, 0]
+        return row.repeat(self.d_model // len(row), 1).expand(self.channels, -1, -1).clone()
 
     def signature(self, length: int, rate: float) -> Hashable:
         """The shapes and options; the length where coefficients depend on it."""

@@ -46,7 +46,7 @@ class S4Kernel(S4DKernel):
             )
         super().__init__(d_model, d_state, channels, l_max, disc="bilinear", **kernel_args)
         self.length = 0
-        self.register_buffer("l_kernel", torch.zeros((), dtype=torch.int64, device=self._factory["device"]))
+        self.register_buffer("l_kernel", torch.zeros((), dtype=torch.int64, device=self._device))
         self.set_l_max(l_max)
 
     def set_l_max(self, l_max: int | None) -> None:
@@ -56,7 +56,7 @@ class S4Kernel(S4DKernel):
             self._fit(l_max)
 
     def _add_low_rank(self, initial: InitialSystem) -> None:
-        self._add("P", torch.view_as_real(initial.P), "A")
+        self.add_parameter("P", torch.view_as_real(initial.P), "A")
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

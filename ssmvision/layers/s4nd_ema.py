@@ -48,17 +48,14 @@ class EMAKernel(AxisKernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(d_model, channels, l_max, lr, wd)
+        super().__init__(d_model, channels, l_max, lr, wd, device, dtype)
         rows = d_model * channels
-        sign = 1.0 - 2.0 * (torch.arange(d_state) % 2)
-        values = {
-            "delta": torch.randn(rows, 1 if dt_tie else d_state, 1) * 0.2,
-            "alpha": torch.randn(rows, d_state, 1) * 0.2,
-            "beta": torch.randn(rows, d_state, 1) * 0.02 + sign[:, None],
-        }
-        for name, value in values.items():
-            self.add_parameter(name, value.to(device=device, dtype=dtype), "dt")
-        self.add_parameter("gamma", torch.randn(rows, d_state).to(device=device, dtype=dtype), "C", decay=True)
+        with torch.device("cpu"):
+            sign = 1.0 - 2.0 * (torch.arange(d_state) % 2)
+            self.add_parameter("delta", torch.randn(rows, 1 if dt_tie else d_state, 1) * 0.2, "dt")
+            self.add_parameter("alpha", torch.randn(rows, d_state, 1) * 0.2, "dt")
+            self.add_parameter("beta", torch.randn(rows, d_state, 1) * 0.02 + sign[:, None], "dt")
+            self.add_parameter("gamma", torch.randn(rows, d_state), "C", decay=True)
 
     def signature(self, length: int, rate: float) -> Hashable:
         """The shapes."""

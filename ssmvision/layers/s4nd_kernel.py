@@ -27,15 +27,28 @@ class AxisKernel(nn.Module):
         lr: learning rate of all state-space parameters, or by kind ("dt", "A", "B", "C"); kinds that are not named,
             and None, follow the optimizer. 0 makes a buffer of the parameter.
         wd: the same for weight decay; C always follows the optimizer.
+        device, dtype: of the parameters.
     """
 
-    def __init__(self, d_model: int, channels: int = 1, l_max: int | None = None, lr: Rate = None, wd: Rate = 0.0):
+    def __init__(
+        self,
+        d_model: int,
+        channels: int = 1,
+        l_max: int | None = None,
+        lr: Rate = None,
+        wd: Rate = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         for name, value in (("d_model", d_model), ("channels", channels), ("l_max", 1 if l_max is None else l_max)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.d_model, self.channels, self.l_max = d_model, channels, l_max
         self._lr, self._wd = lr, wd
+        # Initial systems are made on the CPU (of eigenvectors, in float64) and moved where a new tensor would be.
+        self._device = torch.get_default_device() if device is None else torch.device(device)
+        self._dtype = torch.get_default_dtype() if dtype is None else dtype
         self.rules: dict[str, dict[str, float]] = {}
 
     def add_parameter(self, name: str, value: Tensor, kind: str, decay: bool = False) -> None:
@@ -47,6 +60,7 @@ class AxisKernel(nn.Module):
             kind: whose learning rate it has: "dt", "A", "B" or "C".
             decay: whether weight decay is the optimizer's; else it is that of the kind.
         """
+        value = value.contiguous().to(device=self._device, dtype=self._dtype)
         lr = self._lr.get(kind) if isinstance(self._lr, Mapping) else self._lr
         wd = self._wd.get(kind) if isinstance(self._wd, Mapping) else self._wd
         if lr == 0:

@@ -123,7 +123,7 @@ class S4NDConvNeXt(nn.Module):
         self.s4nd_args = {"d_state": d_state} | S4ND_ARGS | dict(s4nd_args or {})
         self.factory: dict[str, Any] = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
         self.stem = self._stem(stem, in_chans, dims[0], stem_channels, self._axes(stem_l_max))
-        shares = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        shares = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         self.img_size = self._axes(img_size)
         stages, reduction = [], self.patch_size[-1]
         self.feature_info: list[dict[str, Any]] = []

@@ -201,6 +201,15 @@ class TestKernels:
         limited.bandlimit = 1e6
         torch.testing.assert_close(limited(8), free(8))
 
+    def test_initial_outputs_have_unit_power_and_steps_their_range(self) -> None:
+        torch.manual_seed(0)
+        module = S4DKernel(256, 16, dt_min=0.01, dt_max=1.0)
+        assert float(module.C.square().sum(-1).mean()) == pytest.approx(1, abs=0.05)
+        dt = torch.exp(module.inv_dt.detach())
+        assert 0.01 <= float(dt.min()) < 0.02
+        assert 0.5 < float(dt.max()) <= 1.0
+        assert float(dt.median()) == pytest.approx(0.1, rel=0.3)
+
     def test_growing_modes_of_dss_stay_bounded(self) -> None:
         dt = torch.full((1, 1), 0.5, dtype=torch.float64)
         A = Pair(torch.tensor([[3.0]]).double(), torch.tensor([[-1.0]]).double())

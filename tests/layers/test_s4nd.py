@@ -255,6 +255,12 @@ class TestPrecision:
         module.precision = "bf16"
         assert torch.equal(low, module(image(8, 6)))
 
+    @pytest.mark.parametrize("kernel", KERNELS)
+    def test_the_default_device_is_followed(self, kernel: str) -> None:
+        with torch.device("meta"):
+            module = layer(kernel)
+        assert {t.device.type for t in module.state_dict().values()} == {"meta"}
+
     def test_meta_and_double(self) -> None:
         assert layer("s4", device="meta")(image(8, 6).to("meta")).shape == (2, 3, 8, 6)
         assert layer("s4", dtype=torch.float64)(image(8, 6).double()).dtype == torch.float64
