@@ -6,6 +6,7 @@ from ssmvision.kernels.add_norm import add_rms_norm
 from ssmvision.kernels.causal_conv import causal_conv
 from ssmvision.kernels.mamba_mixer import mamba_mixer
 from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
+from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "add_rms_norm",
     "causal_conv",
     "inverse_route",
+    "long_conv_nd",
     "mamba_mixer",
     "route_index",
     "route_names",
