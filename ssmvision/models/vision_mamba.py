@@ -38,11 +38,11 @@ class VisionMamba(nn.Module):
     Class tokens do not come first in general: `forward_features` returns them where `class_token` puts them, so
     slicing off `num_prefix_tokens` rows does not remove them; `split_tokens` does.
 
-    On CUDA a block is seven launches or a few more, so that the host is what a step waits for. Inference and whole
-    training steps (with a capturable optimiser) may be captured by `torch.cuda.graph` after a step or two outside of
-    it, and the model by `torch.cuda.make_graphed_callables`; autocast then wants `cache_enabled=False`. Where memory
-    is short, `mixer_args={"recompute": "all"}` stores little more than the residual stream, at a tenth of the speed
-    less.
+    On CUDA a block is about ten launches, so that small batches wait for the host. Inference and whole training steps
+    (with a capturable optimiser) may be captured by `torch.cuda.graph` after a step or two outside of it, and the model
+    by `torch.cuda.make_graphed_callables`; autocast then wants `cache_enabled=False`. Where memory is short,
+    `mixer_args={"recompute": "all"}` stores little more than the residual stream and makes a training step a fifth
+    longer.
 
     Args:
         img_size: nominal input size (H, W) in pixels.
