@@ -208,12 +208,13 @@ def _merge(partial: Tensor, z: Tensor | None, ungated: Tensor | None, out: Tenso
     size = out.numel() // batch
     z = None if z is None else z.contiguous()
     fours = size % 4 == 0 and (z is None or z.data_ptr() % (4 * z.element_size()) == 0)
+    blocks = min(-(-size // BLOCK), 4096)
     _kernel("scan_merge", "merge", out.device.index, IO=IO[out.dtype]).launch(
-        (min(-(-size // BLOCK), 4096), batch, 1),
+        (blocks * batch, 1, 1),
         (BLOCK, 1, 1),
         0,
         None,
-        (partial, z, ungated, out, scale, parts, size, int(fours)),
+        (partial, z, ungated, out, scale, parts, size, int(fours), blocks),
     )
 
 

@@ -112,7 +112,7 @@ register_program(
         "csrc/merge.cu",
         {
             "carry": (*(POINTER,) * 5, *(INT,) * 6),
-            "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, INT),
+            "merge": (*(POINTER,) * 4, FLOAT, INT, LONG, INT, INT),
             "sum_rows": (*(POINTER,) * 4, INT, INT, LONG, LONG, LONG),
             "gate_backward": (*(POINTER,) * 4, INT, INT, LONG, LONG, INT),
         },

@@ -47,12 +47,12 @@ __device__ __forceinline__ io_t gated(float y, io_t z) {
   const float g = to_float(z);
   return from_float<io_t>(y * g * sigmoid(g));
 }
-// out (B, L, E) = silu(z) * scale * sum over K of partial (B, K, L, E); blockIdx.y is the batch entry, `size` L x E.
+// out (B, L, E) = silu(z) * scale * sum over K of partial (B, K, L, E); `size` is L x E, `blocks` those of a batch entry.
 extern "C" __global__ void merge(const float *partial, const io_t *z, io_t *ungated, io_t *out, float scale, int K,
-                                 long long size, int fours) {
-  const long long first = blockIdx.y * size;
+                                 long long size, int fours, int blocks) {
+  const long long first = blockIdx.x / blocks * size;
   partial += first * K, out += first, z = z ? z + first : z, ungated = ungated ? ungated + first : ungated;
-  const long long step = (long long)gridDim.x * blockDim.x, at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  const long long step = (long long)blocks * blockDim.x, at = (long long)(blockIdx.x % blocks) * blockDim.x + threadIdx.x;
   for (long long i = at; fours && i < size / 4; i += step) {
     float y[4] = {};
 #pragma unroll 4
