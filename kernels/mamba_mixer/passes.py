@@ -172,6 +172,17 @@ def _scan_backward(
     return du, ddelta, dx_dbl, dA, dD, dbias
 
 
+def _projection_gradients(p: Parameters, d: _Direction, dx_dbl: Tensor, ddelta: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x_weight and dt_weight, without the padding of the low rank."""
+    rank, state = p.dt_weight[0].shape[-1], p.A_log[0].shape[-1]
+    padded = dx_dbl.shape[-1] - 2 * state
+    ddt_weight = outer_each(ddelta, d.x_dbl[..., :padded], p.dt_weight[0].dtype)
+    dx_weight = outer_each(dx_dbl, d.u, p.x_weight[0].dtype)
+    if padded == rank:
+        return dx_weight, ddt_weight
+    return torch.cat((dx_weight[:, :rank], dx_weight[:, padded:]), 1), ddt_weight[..., :rank].contiguous()
+
+
 def backward(
     tools: Toolbox,
     dout: Tensor,
@@ -200,18 +211,12 @@ def backward(
     del gated
     du, ddelta, dx_dbl, dA, dD, ddt_bias = _scan_backward(tools, w, r, dy.view(r.y.shape), routes, merge)
 
-    d = r.direction
-    ddt_weight = outer_each(ddelta, d.x_dbl[..., : w.dt_weight.shape[-1]], p.dt_weight[0].dtype)
+    dx_weight, ddt_weight = _projection_gradients(p, r.direction, dx_dbl, ddelta)
     del ddelta, dy
-    dx_weight = outer_each(dx_dbl, d.u, p.x_weight[0].dtype)
     add_times_each(du, dx_dbl, w.x_weight)
     _, dconv_weight, dconv_bias = tools.conv.backward(
         r.xz[..., :inner], w.conv_weight, w.conv_bias, routes, True, du, dx=dxz[..., :inner]
     )
-    rank, padded = p.dt_weight[0].shape[-1], w.dt_weight.shape[-1]
-    if padded != rank:
-        ddt_weight = ddt_weight[..., :rank].contiguous()
-        dx_weight = torch.cat((dx_weight[:, :rank], dx_weight[:, padded:]), 1)
     grads = Weights(
         in_weight=outer(flat_dxz, flat, p.in_weight.dtype),
         in_bias=None if p.in_bias is None else flat_dxz.sum(0, dtype=p.in_bias.dtype),
