@@ -81,32 +81,44 @@ def initial_system(
     if copies % len(names):
         raise ValueError(f"init={init!r} mixes {len(names)} systems, which must divide n_ssm={copies}")
     share = copies // len(names)
-    parts = []
-    for name in names:
-        kind, _, form = name.partition("-")
-        if kind not in ("diag", "dplr") or not form:
-            W, P, B, V = nplr(name, n, rank)
-            parts.append(
-                InitialSystem(W.repeat(share, 1), _copies(P, share), B.repeat(share, 1), V.repeat(share, 1, 1))
-            )
-            continue
-        form = LONG_NAMES.get(form, form)
-        A = (
-            -_decay(form, n, share, real_random) * real_scale
-            - 1j * _frequency(form, n, share, imag_random) * imag_scale
-        )
-        P, B = _low_rank_and_input(form, n, rank, share, B_init)
-        B = B * B_scale
-        if normalize:
-            B = B / (2 * (B / A).abs().square().sum(-1, keepdim=True)).sqrt()
-        P = P * (P_scale if kind == "dplr" or form == "legs" else 0.0)
-        parts.append(InitialSystem(A, P, B, torch.eye(n, dtype=A.dtype)[:, : n // 2].repeat(share, 1, 1)))
+    options = _Options(real_scale, imag_scale, real_random, imag_random, B_init, B_scale, P_scale, normalize)
+    parts = [_named_system(name, n, rank, share, options) for name in names]
     return InitialSystem(
         torch.cat([part.A for part in parts]),
         torch.cat([part.P for part in parts], 1),
         torch.cat([part.B for part in parts]),
         torch.cat([part.V for part in parts]),
     )
+
+
+class _Options(NamedTuple):
+    """What `initial_system` is told about diagonal forms."""
+
+    real_scale: float
+    imag_scale: float
+    real_random: bool
+    imag_random: bool
+    B_init: InputInit
+    B_scale: float
+    P_scale: float
+    normalize: bool
+
+
+def _named_system(name: str, n: int, rank: int, share: int, options: _Options) -> InitialSystem:
+    """`share` equal systems of one name."""
+    kind, _, form = name.partition("-")
+    if kind not in ("diag", "dplr") or not form:
+        W, P, B, V = nplr(name, n, rank)
+        return InitialSystem(W.repeat(share, 1), _copies(P, share), B.repeat(share, 1), V.repeat(share, 1, 1))
+    form = LONG_NAMES.get(form, form)
+    decay = _decay(form, n, share, options.real_random) * options.real_scale
+    A = -decay - 1j * _frequency(form, n, share, options.imag_random) * options.imag_scale
+    P, B = _low_rank_and_input(form, n, rank, share, options.B_init)
+    B = B * options.B_scale
+    if options.normalize:
+        B = B / (2 * (B / A).abs().square().sum(-1, keepdim=True)).sqrt()
+    P = P * (options.P_scale if kind == "dplr" or form == "legs" else 0.0)
+    return InitialSystem(A, P, B, torch.eye(n, dtype=A.dtype)[:, : n // 2].repeat(share, 1, 1))
 
 
 def _copies(P: Tensor, share: int) -> Tensor:

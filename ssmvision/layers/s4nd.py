@@ -109,33 +109,21 @@ class S4ND(nn.Module):
             raise ValueError("out_channels makes a dense convolution, which has no pointwise output: pass linear=True")
         if symmetric_center and not bidirectional:
             raise ValueError("symmetric_center needs bidirectional=True: a causal kernel has one side only")
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
+        _check_names(kernel, precision)
         self.d_model, self.channels, self.out_channels, self.trank = d_model, channels, out_channels, trank
         self.bidirectional, self.symmetric_center, self.transposed = bidirectional, symmetric_center, transposed
         self.precision: Precision = precision
         self.backend, self.rate = backend, self._rates(rate)
-        factory = {name: kernel_args[name] for name in ("device", "dtype") if name in kernel_args}
+        factory: dict[str, Any] = {name: kernel_args[name] for name in ("device", "dtype") if name in kernel_args}
         # A dense convolution does not use it; checkpoints have it.
         self.D = nn.Parameter(torch.randn(channels, d_model, **factory), requires_grad=out_channels is None)
         systems = channels * (out_channels or 1) * trank * (2 if bidirectional else 1)
         build = KERNELS[kernel]
         self.kernel = nn.ModuleList(build(d_model, d_state, systems, length, **kernel_args) for length in self.l_max)
-        self.output_linear: PointwiseOutput | None = None
-        if not linear:
-            self.output_linear = PointwiseOutput(
-                channels * d_model,
-                d_model,
-                activation=activation,
-                final_act=final_act,
-                initializer=initializer,
-                weight_norm=weight_norm,
-                dropout=dropout,
-                tie_dropout=tie_dropout,
-                **factory,
-            )
+        acts: dict[str, Any] = {"activation": activation, "final_act": final_act, "initializer": initializer}
+        rest: dict[str, Any] = {"weight_norm": weight_norm, "dropout": dropout, "tie_dropout": tie_dropout, **factory}
+        output = None if linear else PointwiseOutput(channels * d_model, d_model, **acts, **rest)
+        self.output_linear: PointwiseOutput | None = output
         self._cache: tuple[Any, AxisKernels] | None = None
 
     @classmethod
@@ -276,6 +264,13 @@ class S4ND(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._cache = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def _check_names(kernel: str, precision: str) -> None:
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
 
 
 def _per_axis(l_max: int | Sequence[int | None] | None, dim: int | None) -> tuple[int | None, ...]:

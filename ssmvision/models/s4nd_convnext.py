@@ -123,18 +123,9 @@ class S4NDConvNeXt(nn.Module):
         self.s4nd_args = {"d_state": d_state} | S4ND_ARGS | dict(s4nd_args or {})
         self.factory: dict[str, Any] = {k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None}
         self.stem = self._stem(stem, in_chans, dims[0], stem_channels, self._axes(stem_l_max))
-        shares = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         self.img_size = self._axes(img_size)
-        stages, reduction = [], self.patch_size[-1]
         self.feature_info: list[dict[str, Any]] = []
-        for s, (before, after) in enumerate(self._grids(self.img_size, len(dims))):
-            reduction *= self.stage_stride[-1] if s else 1
-            down = self._downsample(downsample, dims[s - 1], dims[s], before) if s else nn.Identity()
-            rates = [shares.pop(0) for _ in range(depths[s])]
-            blocks = [self._block(dims[s], after, rate, ls_init_value) for rate in rates]
-            stages.append(S4NDStage(down, blocks, (before, after)))
-            self.feature_info.append({"num_chs": dims[s], "reduction": reduction, "module": f"stages.{s}"})
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential(*self._new_stages(depths, dims, downsample, drop_path_rate, ls_init_value))
         self.head = PooledHead(dims[-1], num_classes, global_pool, drop_rate, **self.factory)
         self._init_weights(head_init_scale)
 
@@ -155,6 +146,27 @@ class S4NDConvNeXt(nn.Module):
             grids.append((grid, after))
             grid = after
         return grids
+
+    def _new_stages(
+        self,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        downsample: str,
+        drop_path_rate: float,
+        init_scale: float | None,
+    ) -> list[S4NDStage]:
+        """The stages, told to `feature_info` too; drop-path rates grow linearly over all blocks."""
+        total, built, reduction = sum(depths), 0, self.patch_size[-1]
+        stages = []
+        for s, (before, after) in enumerate(self._grids(self.img_size, len(dims))):
+            reduction *= self.stage_stride[-1] if s else 1
+            down = self._downsample(downsample, dims[s - 1], dims[s], before) if s else nn.Identity()
+            rates = [drop_path_rate * (built + i) / max(total - 1, 1) for i in range(depths[s])]
+            blocks = [self._block(dims[s], after, rate, init_scale) for rate in rates]
+            built += depths[s]
+            stages.append(S4NDStage(down, blocks, (before, after)))
+            self.feature_info.append({"num_chs": dims[s], "reduction": reduction, "module": f"stages.{s}"})
+        return stages
 
     def _s4nd(self, channels: int, grid: Size, **options: Any) -> S4ND:
         l_max = (None,) * len(grid) if self.dynamic_img_size else grid
