@@ -39,7 +39,7 @@ def _blocks_of_8(rank: int, states: int) -> int:
     return -(-(rank + 2 * states) // 8)
 
 
-def shared_bytes(positions: int, routes: int, rank: int, states: int, half: bool, backward: bool, warps: int) -> int:
+def shared_bytes(positions: int, rank: int, states: int, half: bool, backward: bool, warps: int) -> int:
     """Dynamic shared memory of a block; csrc/ lays it out."""
     blocks = _blocks_of_8(rank, states)
     size = (positions + 1) // 2 * 2 * TILE * 4
@@ -48,17 +48,17 @@ def shared_bytes(positions: int, routes: int, rank: int, states: int, half: bool
         size += -(-rank // 8) * 64 * 8 if backward else 0
     if backward:
         size += warps * 4 * max(TILE * (states + 1), -(-rank // 16) * 256 if half else 0)
-    return size + routes * TILE * (rank + states + 2) * 4
+    return size
 
 
 def _fitting(
-    positions: int, threads: int, steps: tuple[int, ...], limit: int, size: tuple[int, int, int, bool, bool]
+    positions: int, threads: int, steps: tuple[int, ...], limit: int, size: tuple[int, int, bool, bool]
 ) -> Pass | None:
     """The cut that wastes the fewest lanes, among equals that of the fewest rounds, then of the smallest blocks."""
     best: tuple[tuple[float, int, int], Pass] | None = None
     for s in steps:
         for warps in range(1, threads // 32 + 1):
-            shared = shared_bytes(positions, *size, warps) + threads // 32 * 64 * size[2] + RESERVED_BYTES
+            shared = shared_bytes(positions, *size, warps) + threads // 32 * 64 * size[1] + RESERVED_BYTES
             resident = min(threads // 32 // warps, (limit + RESERVED_BYTES) // shared)
             if resident == 0:
                 continue
@@ -73,13 +73,13 @@ def _fitting(
 
 
 @lru_cache(maxsize=256)
-def forward_pass(positions: int, routes: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
+def forward_pass(positions: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
     """The forward's cut, or None where an image does not fit into a block's shared memory of `limit` bytes."""
     steps = {1: (11, 9, 7, 5), 2: (5, 3), 4: (3,)}[states]
-    return _fitting(positions, FORWARD_THREADS, steps, limit, (routes, rank, states, half, False))
+    return _fitting(positions, FORWARD_THREADS, steps, limit, (rank, states, half, False))
 
 
 @lru_cache(maxsize=256)
-def backward_pass(positions: int, routes: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
+def backward_pass(positions: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
     """The backward's cut: its segments begin at the saved states."""
-    return _fitting(positions, BACKWARD_THREADS, (saved_steps(states),), limit, (routes, rank, states, half, True))
+    return _fitting(positions, BACKWARD_THREADS, (saved_steps(states),), limit, (rank, states, half, True))

@@ -112,7 +112,7 @@ def _size_reason(request: ProjectedRequest) -> str | None:
     device = torch.device(request.device)
     limit = _shared_limit(torch.cuda.current_device() if device.index is None else device.index)
     # Whether inputs are float32 or shorter is not known here, so both have to fit.
-    sizes = (positions, len(request.routes), request.rank, request.states, False, limit)
+    sizes = (positions, request.rank, request.states, False, limit)
     if positions > MAX_POSITIONS or forward_pass(*sizes) is None or backward_pass(*sizes) is None:
         return f"holds an image in shared memory; {positions} positions do not fit into {limit} bytes"
     return None
@@ -146,7 +146,7 @@ class _Inputs:
     def cut(self, backward: bool) -> Pass:
         """The pass's cut; `can_run` has made sure that there is one."""
         choose = backward_pass if backward else forward_pass
-        cut = choose(self.length, self.routes, self.rank, self.states, self.half, _shared_limit(self.device))
+        cut = choose(self.length, self.rank, self.states, self.half, _shared_limit(self.device))
         if cut is None:
             raise ValueError(f"{self.length} positions do not fit into this device's shared memory")
         return cut
@@ -174,7 +174,7 @@ class _Inputs:
 
     def launch(self, program: str, cut: Pass, out: ctypes.Structure, backward: bool, **defines: int) -> None:
         """One block for each image and channel tile."""
-        shared = shared_bytes(self.length, self.routes, self.rank, self.states, self.half, backward, cut.warps)
+        shared = shared_bytes(self.length, self.rank, self.states, self.half, backward, cut.warps)
         one_turn = int(all(walk[0] >= cut.steps for walk in self.walks))
         flags = self.defines(S=cut.steps, THREADS=cut.threads, ONE_TURN=one_turn, **defines)
         compiled = _kernel(program, self.device, **flags)

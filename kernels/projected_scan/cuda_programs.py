@@ -64,7 +64,7 @@ def _shipped(choose: Callable[..., Pass | None], more: tuple[dict[str, int], ...
     """The variants that a GPU with Hopper's shared memory asks for at the sizes of `STAGES`."""
     variants = []
     for io, (rank, width), extra in product(IO.values(), STAGES, more):
-        cut = choose(width * width, 4, rank, 1, io != 0, SHARED_BYTES)
+        cut = choose(width * width, rank, 1, io != 0, SHARED_BYTES)
         if cut is not None:
             one_turn = int(width >= cut.steps)
             variants.append(

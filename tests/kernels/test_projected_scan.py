@@ -232,20 +232,20 @@ def test_skipping_routes_are_not_affine() -> None:
 @pytest.mark.parametrize("positions", [1, 49, 196, 784, 3136])
 def test_cuts_fit_and_cover(positions: int, half: bool, rank: int, states: int) -> None:
     for backward, choose in ((False, config.forward_pass), (True, config.backward_pass)):
-        cut = choose(positions, 4, rank, states, half, HOPPER)
+        cut = choose(positions, rank, states, half, HOPPER)
         if cut is None:
-            assert positions == 3136  # 196 KiB of the map itself, and parameters of a long rank beside it
+            assert positions == 3136  # 196 KiB of the map itself, and the weights of a long rank beside it
             assert rank > 6 or states > 1
             continue
         assert cut.warps * 32 <= cut.threads
         assert cut.rounds * cut.warps * config.SEGMENTS * cut.steps >= positions
         assert (cut.rounds - 1) * cut.warps * config.SEGMENTS * cut.steps < positions
         static = cut.threads // 32 * 64 * states
-        assert config.shared_bytes(positions, 4, rank, states, half, backward, cut.warps) + static <= HOPPER
+        assert config.shared_bytes(positions, rank, states, half, backward, cut.warps) + static <= HOPPER
         if backward:
             assert cut.steps == saved_steps(states)
 
 
 def test_images_beyond_shared_memory_have_no_cut() -> None:
-    assert config.forward_pass(4096, 4, 6, 1, True, HOPPER) is None
-    assert config.backward_pass(3136, 4, 6, 1, True, 166912) is None
+    assert config.forward_pass(4096, 6, 1, True, HOPPER) is None
+    assert config.backward_pass(3136, 6, 1, True, 166912) is None

@@ -34,8 +34,12 @@ __device__ __forceinline__ void mma_k16(float (&d)[4], const unsigned (&a)[4], u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
-// d[token][column] += a[token][i] b_i[column], summed over the four lanes of a token: a holds i = 0 of both tokens, then
-// i = 1; a lane gives b_i of its own channel (or whatever i stands for) and column.
+// The tensor cores cut what they do not take; rounding a constant operand halves what that costs.
+__device__ __forceinline__ float nearest_tf32(float v) {
+  return __uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u);
+}
+// d[token][column] += a[token][i] b_i[column], summed over the four lanes of a token: a holds i = 0 of both tokens,
+// then i = 1; a lane gives b_i of its own channel (or whatever i stands for) and column.
 __device__ __forceinline__ void lane_sum(float (&d)[4], const float (&a)[4], float b0, float b1) {
 #if IO == 0
   float high[4], low[4];
@@ -61,7 +65,6 @@ struct Walker {
   const Out &o;
   Carries<MAX_WARPS> &carries;
   float4 *dx;
-  Parameters parameters;
   Weights weights;
   Selector selector;
   float2 *wide_columns;  // columns of dlow where weights are wide
@@ -82,7 +85,7 @@ struct Walker {
   int pos[S];
 
   __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *dx, char *wide)
-      : p(p), o(o), carries(carries), dx(dx), parameters{(float *)(wide + WIDE_BYTES)} {
+      : p(p), o(o), carries(carries), dx(dx) {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     b = blockIdx.x / p.tiles;
     channel = (blockIdx.x % p.tiles) * TILE;
@@ -94,20 +97,28 @@ struct Walker {
     selector.load(g, t);
   }
   __device__ __forceinline__ void start_route() {
-    weights.load(parameters, k, g, t, warp == 0);
+    const long long ke = (long long)k * p.E + channel;
+    weights.load(p.W + ke * R, e_count, g, t, warp == 0);
+    const bool ok = 4 * t < e_count;
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      const int e = 4 * t + c;
-      bias[c] = parameters.bias(k, e) * LOG2E, dbias[c] = 0.f;
+      bias[c] = p.bias && ok ? p.bias[ke + 4 * t + c] * LOG2E : 0.f;
 #pragma unroll
-      for (int n = 0; n < NS; n++) a[c][n] = parameters.A(k, e, n), dA[c][n] = 0.f;
+      for (int n = 0; n < NS; n++) a[c][n] = ok ? p.A[(ke + 4 * t + c) * NS + n] : 0.f, dA[c][n] = 0.f;
+      dbias[c] = 0.f;
     }
 #pragma unroll
     for (int r = 0; r < RB; r++)
 #pragma unroll
       for (int c = 0; c < 2; c++) {
-        const int e = 4 * t + 2 * c, q = r * 8 + g;
-        const float2 w = q < R ? make_float2(parameters.W(k, e)[q], parameters.W(k, e + 1)[q]) : make_float2(0.f, 0.f);
+        float2 w = make_float2(0.f, 0.f);
+        if (ok && r * 8 + g < R) {
+          const float *at = p.W + (ke + 4 * t + 2 * c) * R + r * 8 + g;
+          w = make_float2(at[0], at[R]);
+#if IO
+          w = make_float2(nearest_tf32(w.x), nearest_tf32(w.y));
+#endif
+        }
         if (!WIDE_WEIGHTS) columns[r][c] = w;
         else if (warp == 0) wide_columns[(r * 2 + c) * 32 + lane] = w;
       }
@@ -262,7 +273,8 @@ struct Walker {
       if (q < RB)
 #pragma unroll
         for (int c = 0; c < 2; c++) {
-          const float2 w = WIDE_WEIGHTS ? wide_columns[(q * 2 + c) * 32 + lane] : columns[WIDE_WEIGHTS || q >= RB ? 0 : q][c];
+          const float2 kept = columns[WIDE_WEIGHTS || q >= RB ? 0 : q][c];
+          const float2 w = WIDE_WEIGHTS ? wide_columns[(q * 2 + c) * 32 + lane] : kept;
           lane_sum(d, {draw[0][2 * c], draw[1][2 * c], draw[0][2 * c + 1], draw[1][2 * c + 1]}, w.x, w.y);
         }
 #pragma unroll
@@ -361,12 +373,12 @@ struct Walker {
 
   // dx starts as what the skip weights add, dy times the sum of D in units of ln 2; dD = sum of dy x.
   __device__ __forceinline__ void start(float *room) {
-    parameters.load(p, channel);
     const int q = threadIdx.x & 3;
     float skip[4] = {}, dD[4] = {};
-    for (int r = 0; r < p.K; r++)
+    if (p.D && 4 * q < e_count)
+      for (int r = 0; r < p.K; r++)
 #pragma unroll
-      for (int c = 0; c < 4; c++) skip[c] += LOG2E * parameters.D(r, 4 * q + c);
+        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)r * p.E + channel + 4 * q + c];
     const io_t *x = p.x + (long long)b * p.L * p.E + channel, *dy = o.dy + (long long)b * p.L * p.E + channel;
     const int stride = blockDim.x >> 2;
 #pragma unroll 1
@@ -403,14 +415,14 @@ struct Walker {
   }
 };
 
-// Shared memory: dx (L, 16) floats with L rounded up to even, the weights where they are kept there, the parameters, and
-// room for the warps' sums, the larger of 16 (NS + 1) and 256 MB floats for each.
+// Shared memory: dx (L, 16) floats with L rounded up to even, the weights where they are kept there, and room for the
+// warps' sums, the larger of 16 (NS + 1) and 256 MB floats for each.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_backward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 dx[];
   __shared__ Carries<MAX_WARPS> carries;
   char *wide = (char *)(dx + (p.L + 1) / 2 * 8);
-  float *room = (float *)(wide + WIDE_BYTES) + p.K * TILE * Parameters::EACH;
+  float *room = (float *)(wide + WIDE_BYTES);
   Walker w(p, o, carries, dx, wide);
   w.start(room);
 #pragma unroll 1

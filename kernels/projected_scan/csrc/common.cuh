@@ -33,7 +33,8 @@ struct Route {
   float inverse_n0;
 };
 
-// Grid order: x (B, L, E); proj (B, K, L, 8 KB) with the given strides, zero or finite beyond Q; W (K, E, R), A (K, E, NS), D, bias (K, E).
+// Grid order: x (B, L, E); proj (B, K, L, 8 KB) with the given strides, zero or finite beyond Q; W (K, E, R),
+// A (K, E, NS), D, bias (K, E).
 struct Scan {
   const io_t *x, *proj;
   const float *W, *A, *D, *bias;
@@ -70,7 +71,7 @@ __device__ __forceinline__ pair_t pack(float a, float b) { return __floats2half2
 #endif
 __device__ __forceinline__ unsigned bits(pair_t v) { return *reinterpret_cast<unsigned *>(&v); }
 #if IO == 1
-__device__ __forceinline__ float4 widen(quad_t v) {  // one instruction a channel, where the intrinsics take three a pair
+__device__ __forceinline__ float4 widen(quad_t v) {  // one instruction a channel
   return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
                      __uint_as_float(v.y & 0xffff0000u));
 }
@@ -134,7 +135,7 @@ __device__ __forceinline__ void mma_k8(float (&d)[4], unsigned a0, unsigned a1, 
 struct Row {
   unsigned w[KB * WORDS];
 };
-// Read-only loads that the compiler neither moves nor delays: it would otherwise wait for some before it asks for the rest.
+// Read-only loads, kept in their order: the compiler would otherwise wait for some before it asks for the rest.
 template <typename T> __device__ __forceinline__ T load_at(const void *base, unsigned bytes) {
   const char *at = static_cast<const char *>(base) + bytes;
   T v;
@@ -157,41 +158,6 @@ __device__ __forceinline__ Row load_row(const io_t *base, unsigned row, int t) {
   for (int w = 0; w < KB * WORDS; w++) r.w[w] = load_at<unsigned>(base, row + w * 16 + t * 4);
   return r;
 }
-// A tile's W, A, bias and D of all routes in shared memory: for each of (K, 16) EACH numbers, zero beyond the channels.
-// From there a route's start waits for no device memory.
-struct Parameters {
-  static constexpr int EACH = R + NS + 2, BATCH = 8;
-  float *room;
-  __device__ __forceinline__ float *of(int k, int e) const { return room + (k * TILE + e) * EACH; }
-  __device__ __forceinline__ const float *W(int k, int e) const { return of(k, e); }
-  __device__ __forceinline__ float A(int k, int e, int n) const { return of(k, e)[R + n]; }
-  __device__ __forceinline__ float bias(int k, int e) const { return of(k, e)[R + NS]; }
-  __device__ __forceinline__ float D(int k, int e) const { return of(k, e)[R + NS + 1]; }
-
-  __device__ __forceinline__ static float read(const Scan &p, int channel, int i) {
-    const int row = i / EACH, j = i % EACH, e = channel + row % TILE;
-    if (e >= p.E) return 0.f;
-    const long long ke = (long long)(row / TILE) * p.E + e;
-    if (j < R) return p.W[ke * R + j];
-    if (j < R + NS) return p.A[ke * NS + j - R];
-    const float *from = j == R + NS ? p.bias : p.D;
-    return from ? from[ke] : 0.f;
-  }
-  __device__ __forceinline__ void load(const Scan &p, int channel) {
-    const int count = p.K * TILE * EACH;
-#pragma unroll 1
-    for (int first = threadIdx.x; first < count; first += BATCH * blockDim.x) {
-      float v[BATCH];  // all on their way before the first is used
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) v[i] = read(p, channel, min(first + i * (int)blockDim.x, count - 1));
-#pragma unroll
-      for (int i = 0; i < BATCH; i++)
-        if (first + i * (int)blockDim.x < count) room[first + i * blockDim.x] = v[i];
-    }
-    __syncthreads();
-  }
-};
-
 // Step sizes' weights in units of ln 2 as column operands, each the sum of a high and a low part: 2 sets of 8 columns,
 // column n of set c being channel 4 (n / 2) + 2 c + n % 2, so that a lane's results are its own four channels.
 struct Weights {
@@ -203,13 +169,13 @@ struct Weights {
   part_t w[WIDE_WEIGHTS ? 1 : KB][2];
   part_t *shared;
 
-  __device__ __forceinline__ static part_t part(const Parameters &from, int k, int b, int c, int g, int t) {
+  __device__ __forceinline__ static part_t part(const float *W, int e_count, int b, int c, int g, int t) {
     const int channel = 4 * (g >> 1) + 2 * c + (g & 1);
     float v[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int q = IO == 0 ? b * 8 + i * 4 + t : b * 8 + 2 * t + i;
-      v[i] = q < R ? from.W(k, channel)[q] * LOG2E : 0.f;
+      v[i] = q < R && channel < e_count ? W[channel * R + q] * LOG2E : 0.f;
     }
 #if IO == 0
     const float h0 = high_part(v[0]), h1 = high_part(v[1]);
@@ -220,14 +186,14 @@ struct Weights {
     return make_uint2(bits(high), bits(pack(v[0] - h.x, v[1] - h.y)));
 #endif
   }
-  // Where shared memory is used, the caller waits for the block afterwards.
-  __device__ __forceinline__ void load(const Parameters &from, int k, int g, int t, bool writes) {
+  // W: (E, R) at the tile's first channel. Where shared memory is used, the caller waits for the block afterwards.
+  __device__ __forceinline__ void load(const float *W, int e_count, int g, int t, bool writes) {
 #pragma unroll
     for (int b = 0; b < KB; b++)
 #pragma unroll
       for (int c = 0; c < 2; c++) {
-        if (!WIDE_WEIGHTS) w[b][c] = part(from, k, b, c, g, t);
-        else if (writes) shared[(b * 2 + c) * 32 + g * 4 + t] = part(from, k, b, c, g, t);
+        if (!WIDE_WEIGHTS) w[b][c] = part(W, e_count, b, c, g, t);
+        else if (writes) shared[(b * 2 + c) * 32 + g * 4 + t] = part(W, e_count, b, c, g, t);
       }
   }
   __device__ __forceinline__ part_t get(int b, int c, int lane) const {
@@ -326,8 +292,8 @@ template <bool GUARD> __device__ __forceinline__ void positions(const Route &r, 
     if (GUARD && i >= count) pos[i] = 0;
   }
 }
-// Where a position's 16 channels are in shared memory. Neighbouring segments of a column route would otherwise meet in the
-// same half of the banks: their positions differ by a multiple of an even width.
+// Where a position's 16 channels are in shared memory. Neighbouring segments of a column route would otherwise meet in
+// the same half of the banks: their positions differ by a multiple of an even width.
 __device__ __forceinline__ int slot(int pos, unsigned rows_magic) { return pos ^ ((pos * rows_magic >> 21) & 1); }
 // What leaves each warp's stretch of a round, for the next one: NS x 4 channels.
 template <int WARPS> struct Carries {
@@ -338,11 +304,11 @@ __device__ __forceinline__ void hand_over(int link) { asm volatile("bar.arrive %
 __device__ __forceinline__ void receive(int link) { asm volatile("bar.sync %0, 64;" ::"r"(link + 1) : "memory"); }
 
 // A lane's segment maps what enters it, v, to leaves + through v. Replaces `leaves` by what enters this lane's segment,
-// from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order along
-// the route, and from the last one to the first of the next round.
+// from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order
+// along the route, and from the last one to the first of the next round.
 template <bool BACK, int WARPS>
-__device__ __forceinline__ void enter(Carries<WARPS> &carries, bool first_round, bool last_round, float (&through)[4][NS],
-                                      float (&leaves)[4][NS], int lane, int warp, int warps) {
+__device__ __forceinline__ void enter(Carries<WARPS> &carries, bool first_round, bool last_round,
+                                      float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp, int warps) {
   const int g = lane >> 2, t = lane & 3;
   const auto shifted = [](float v, int m) { return BACK ? __shfl_down_sync(~0u, v, m) : __shfl_up_sync(~0u, v, m); };
 #pragma unroll

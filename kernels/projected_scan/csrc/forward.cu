@@ -16,7 +16,6 @@ struct Walker {
   const Out &o;
   Carries<MAX_WARPS> &carries;
   float4 *y;
-  Parameters parameters;
   Weights weights;
   Selector selector;
   float a[4][NS], bias[4];
@@ -29,7 +28,7 @@ struct Walker {
   int pos[S];
 
   __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *y, char *room)
-      : p(p), o(o), carries(carries), y(y), parameters{(float *)(room + WEIGHT_BYTES)} {
+      : p(p), o(o), carries(carries), y(y) {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     b = blockIdx.x / p.tiles;
     channel = (blockIdx.x % p.tiles) * TILE;
@@ -41,13 +40,14 @@ struct Walker {
     x_lane = (4 * t < e_count ? 4 * t : 0) * sizeof(io_t);
   }
   __device__ __forceinline__ void start_route(int k) {
-    weights.load(parameters, k, g, t, warp == 0);
+    const long long ke = (long long)k * p.E + channel;
+    weights.load(p.W + ke * R, e_count, g, t, warp == 0);
+    const bool ok = 4 * t < e_count;
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      const int e = 4 * t + c;
-      bias[c] = parameters.bias(k, e) * LOG2E;
+      bias[c] = p.bias && ok ? p.bias[ke + 4 * t + c] * LOG2E : 0.f;
 #pragma unroll
-      for (int n = 0; n < NS; n++) a[c][n] = parameters.A(k, e, n);
+      for (int n = 0; n < NS; n++) a[c][n] = ok ? p.A[(ke + 4 * t + c) * NS + n] : 0.f;
     }
     if (WIDE_WEIGHTS) __syncthreads();
   }
@@ -155,12 +155,12 @@ struct Walker {
 
   // y starts as what the skip weights add: x times the sum of D, in y's units of ln 2.
   __device__ __forceinline__ void start() {
-    parameters.load(p, channel);
     const int q = threadIdx.x & 3;
     float skip[4] = {};
-    for (int r = 0; r < p.K; r++)
+    if (p.D && 4 * q < e_count)
+      for (int r = 0; r < p.K; r++)
 #pragma unroll
-      for (int c = 0; c < 4; c++) skip[c] += LOG2E * parameters.D(r, 4 * q + c);
+        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)r * p.E + channel + 4 * q + c];
     const int stride = blockDim.x >> 2;
 #pragma unroll 1
     for (int first = threadIdx.x >> 2; first < p.L; first += BATCH * stride) {
@@ -180,7 +180,7 @@ struct Walker {
   }
 };
 
-// Shared memory: y (L, 16) floats with L rounded up to even, the weights where they are kept there, the parameters.
+// Shared memory: y (L, 16) floats with L rounded up to even, the weights where they are kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_forward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 y[];
