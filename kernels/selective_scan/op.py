@@ -162,9 +162,11 @@ def _gradients_fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, ctx.routes, ctx.merge, save_states, ctx.backend = inputs
+    *tensors, ctx.delta_softplus, ctx.routes, ctx.merge, save_states, backend = inputs
     if not save_states:
         raise RuntimeError("the scan ran without saving its states, so it has no gradient; pass save_states=True")
+    # Saved states are one backend's own: the backward must not be left to choose again, under another environment.
+    ctx.backend = _backend(tensors[0], tensors[1], backend).name
     # Unused outputs would otherwise arrive as zeros of the saved states' size.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssmvision.layers.mamba import MambaMixer
@@ -38,9 +39,6 @@ class ResidualMambaBlock(nn.Module):
         drop_path: float = 0.0,
         residual_in_fp32: bool = True,
     ) -> None:
-        # At the top, an import of this module that is timm's first would load our models, and they this module.
-        from timm.layers import DropPath
-
         super().__init__()
         self.mixer = MambaMixer(dim, **mixer_args)
         self.norm = norm

@@ -331,3 +331,20 @@ def test_1d_matches_nd() -> None:
     assert isinstance(flat, Tensor)
     expected = selective_scan_nd(**tensors, delta_softplus=True, routes=("forward",))
     torch.testing.assert_close(flat.transpose(1, 2), expected)
+
+
+def test_backward_runs_where_the_forward_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved states are the forward's backend's own."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (1, 9, 4), "delta": (1, 1, 9, 4), "A": (1, 4, 3), "B": (1, 1, 9, 3), "C": (1, 1, 9, 3)}
+    tensors = {name: torch.randn(*shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors = {name: (-t.abs() if name in "A" else t).requires_grad_() for name, t in tensors.items()}
+
+    def gradients(during_backward: str) -> tuple[torch.Tensor, ...]:
+        monkeypatch.setenv("SSMVISION_BACKEND", "reference")
+        out = selective_scan_nd(**tensors, delta_softplus=True, routes="forward")
+        monkeypatch.setenv("SSMVISION_BACKEND", during_backward)
+        return torch.autograd.grad(out.sin().sum(), list(tensors.values()))  # type: ignore[union-attr]
+
+    for moved, stayed in zip(gradients("chunked"), gradients("reference"), strict=True):
+        assert torch.equal(moved, stayed)
