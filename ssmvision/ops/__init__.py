@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssmvision.kernels.add_norm import add_rms_norm
 from ssmvision.kernels.causal_conv import causal_conv
 from ssmvision.kernels.mamba_mixer import mamba_mixer
+from ssmvision.kernels.projected_scan import projected_scan_nd, projected_scan_packed
 from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
 from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
@@ -16,6 +17,8 @@ __all__ = [
     "inverse_route",
     "long_conv_nd",
     "mamba_mixer",
+    "projected_scan_nd",
+    "projected_scan_packed",
     "route_index",
     "route_names",
     "selective_scan",
