@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script: `tests` becomes importable
+# Run as a script: `tests` becomes importable. Its own folder leaves the path, or `tests/packaging` hides `packaging`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tests.parity_cases.common import Comparison
 
 # One module per folder format; each has matches(folder) and run(folder), which yields comparisons case by case.
-FORMATS = ("vim", "umamba", "s4nd")
+FORMATS = ("vim", "umamba", "s4nd", "ss2d", "fusion", "fusion_metrics")
 
 
 def run_folder(folder: Path) -> Iterator[Comparison]:
