@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "ssmvision.layers": {"ssmvision.kernels", "ssmvision.layers"},
     "ssmvision.errors": set(),
     "ssmvision.convert": {"ssmvision.errors"},
+    "ssmvision.metrics": {"ssmvision.metrics"},
     "ssmvision.models": {*(f"ssmvision.{name}" for name in ("convert", "errors", "kernels", "layers", "models"))},
     "ssmvision.bench": {*(f"ssmvision.{name}" for name in ("bench", "errors", "kernels", "layers", "models", "ops"))},
     "ssmvision.configs": set(),
     "ssmvision": {
         *("ssmvision.cli", "ssmvision.convert", "ssmvision.doctor", "ssmvision.errors", "ssmvision.extras"),
-        *("ssmvision.kernels", "ssmvision.layers", "ssmvision.models", "ssmvision.ops", "ssmvision._timm_hook"),
-        *("ssmvision.__version__",),
+        *("ssmvision.kernels", "ssmvision.layers", "ssmvision.metrics", "ssmvision.models", "ssmvision.ops"),
+        *("ssmvision._timm_hook", "ssmvision.__version__"),
     },
     "ssmvision.recipes": {"ssmvision"},
 }  # fmt: skip
