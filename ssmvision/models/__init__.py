@@ -5,6 +5,7 @@
 import timm  # noqa: F401
 
 from ssmvision.models import s4nd_models  # noqa: F401  (registers)
+from ssmvision.models.fusion_mamba import FusionMamba
 from ssmvision.models.s4nd_convnext import S4NDConvNeXt
 from ssmvision.models.s4nd_vit import S4NDVisionTransformer
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
@@ -12,6 +13,7 @@ from ssmvision.models.useg_s4nd import USegS4NDBot, USegS4NDEnc
 from ssmvision.models.vim import VisionMamba
 
 __all__ = [
+    "FusionMamba",
     "S4NDConvNeXt",
     "S4NDVisionTransformer",
     "UMambaBot",

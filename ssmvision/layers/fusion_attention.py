@@ -1,0 +1,62 @@
+"""Channel attentions of FusionMamba, on channels-last maps.
+
+Sources: Wang et al., "ECA-Net" (arXiv 1910.03151); Xie et al., "FusionMamba" (arXiv 2404.09498).
+Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BiAttention", "EfficientChannelAttention"]
+
+
+class EfficientChannelAttention(nn.Module):
+    """x * sigmoid(conv(mean over the map)), a convolution along the channel axis.
+
+    Args:
+        taps: of the convolution, odd.
+
+    Shape:
+        (B, H, W, C) -> the same.
+    """
+
+    def __init__(self, taps: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels."""
+        weights = torch.sigmoid(self.conv(x.mean((1, 2)).unsqueeze(1)))
+        return x * weights.unsqueeze(1)
+
+
+class BiAttention(nn.Module):
+    """x * sigmoid(MLP(mean over the map of LayerNorm(x))): the channel branch, all that the published network uses.
+
+    Args:
+        dim: C.
+        reduction: the hidden width is C // reduction.
+
+    Shape:
+        (B, H, W, C) -> the same.
+
+    Raises:
+        ValueError: fewer channels than `reduction`.
+    """
+
+    def __init__(self, dim: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = dim // reduction
+        if hidden < 1:
+            raise ValueError(f"dim={dim} leaves no hidden channel: it must be at least reduction={reduction}")
+        self.norm = nn.LayerNorm(dim)
+        self.global_reduce = nn.Linear(dim, hidden)
+        self.channel_select = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels."""
+        pooled = self.norm(x).mean((1, 2), keepdim=True)
+        return x * torch.sigmoid(self.channel_select(F.gelu(self.global_reduce(pooled))))

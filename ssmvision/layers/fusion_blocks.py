@@ -1,0 +1,129 @@
+"""Blocks of FusionMamba, on channels-last maps: DVSS in encoder and decoder, DFFM between the two modalities.
+
+Source: Xie et al., "FusionMamba: Dynamic Feature Enhancement for Multimodal Image Fusion with Mamba" (arXiv
+2404.09498), in the form of the published code, whose parameter names are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from ssmvision.layers.fusion_attention import BiAttention, EfficientChannelAttention
+from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
+from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, Gate
+
+__all__ = ["DFEM", "DFFM", "DVSSBlock"]
+
+
+class DVSSBlock(nn.Module):
+    """Dynamic visual state-space block: scan and local texture, each with channel attention, then an MLP.
+
+    Args:
+        dim: C, at least 8.
+        d_state: states per channel of the scan.
+        drop_path: rate of stochastic depth.
+        mlp_ratio: hidden width of the MLP / C.
+        eps: of the two norms (1e-6 in published blocks that are built alone).
+        base_mask: see `LearnableDescriptiveConv`.
+
+    Shape:
+        (B, H, W, C) -> the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        drop_path: float = 0.0,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-5,
+        base_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.op = ESS2D(dim, d_state)
+        self.conv_branch = LearnableDescriptiveConv(dim, dim, base_mask)
+        self.self_attention_cross_channel = EfficientChannelAttention()
+        self.se = BiAttention(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix positions, then channels."""
+        scanned = self.op(self.norm(x))
+        texture = self.conv_branch(scanned + self.self_attention_cross_channel(scanned))
+        x = x + self.drop_path(self.se(scanned) + self.se(texture))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class _UnusedProjection(nn.Module):
+    """The 1x1 convolution that published checkpoints hold and the published network never calls."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lastconv = nn.Conv2d(dim, dim // 2, 1)
+
+
+class DFEM(nn.Module):
+    """Dynamic feature enhancement: each modality gets its texture and a share of the sum of both.
+
+    The share of a channel is sigmoid(mean(x1 - x2)) for the first modality, the rest for the second.
+
+    Args:
+        dim: C.
+        official: keep the published checkpoints' constant and unused tensors.
+
+    Shape:
+        two maps (B, H, W, C) -> two maps (B, H, W, C).
+    """
+
+    def __init__(self, dim: int, official: bool = False) -> None:
+        super().__init__()
+        self.texture_enhance1 = LearnableDescriptiveConv(dim, dim, official)
+        self.texture_enhance2 = LearnableDescriptiveConv(dim, dim, official)
+        if official:
+            self.Diff_enhance = _UnusedProjection(dim)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """Enhance both maps."""
+        both, difference = x1 + x2, (x1 - x2).mean((1, 2), keepdim=True)
+        out1: Tensor = self.texture_enhance1(x1) + torch.sigmoid(difference) * both + x1
+        out2: Tensor = self.texture_enhance2(x2) + torch.sigmoid(-difference) * both + x2
+        return out1, out2
+
+
+class DFFM(nn.Module):
+    """Dynamic feature fusion: DFEM, norms, CMFM and channel attention, added to the sum of both maps.
+
+    Args:
+        dim: C.
+        d_state: states per channel of the scan.
+        gate: see `CrossModalScan`.
+        eps: of the two norms.
+        official: keep the published checkpoints' constant and unused tensors.
+
+    Shape:
+        two maps (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(
+        self, dim: int, d_state: int = 16, gate: Gate = "own", eps: float = 1e-5, official: bool = False
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim, eps=eps)
+        self.ln_2 = nn.LayerNorm(dim, eps=eps)
+        self.Cross_layer = DFEM(dim, official)
+        self.self_attention_cross = CrossModalScan(dim, d_state, gate=gate, unused_gate=official)
+        # The published name notwithstanding, this is a channel attention.
+        self.self_attention_cross_spatial = EfficientChannelAttention()
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Fuse two maps."""
+        enhanced1, enhanced2 = self.Cross_layer(x1, x2)
+        fused = self.self_attention_cross(self.ln_1(enhanced1), self.ln_2(enhanced2))
+        out: Tensor = x1 + x2 + fused + self.self_attention_cross_spatial(fused)
+        return out

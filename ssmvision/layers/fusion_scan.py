@@ -1,0 +1,187 @@
+"""Selective scan of the four sub-grids of every second row and column (ESS2D), for one map and for a pair of maps.
+
+Sources: Pei et al., "EfficientVMamba" (arXiv 2403.09977), for the sub-grids; Xie et al., "FusionMamba"
+(arXiv 2404.09498), and its published code, whose parameter names are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmvision.kernels.selective_scan import selective_scan_nd
+from ssmvision.layers.mamba import inverse_softplus_dt
+
+__all__ = ["ESS2D", "CrossModalScan", "Gate", "join_subgrids", "split_subgrids"]
+
+Gate = Literal["own", "official"]
+# Of the sub-grids that `split_subgrids` makes. The same walks as the routes skip_even_even, skip_odd_even,
+# skip_even_odd and skip_odd_odd of the whole map, but projections are then made for the pixels of a walk only.
+ROUTES = ("row", "column", "row", "column")
+
+
+def split_subgrids(x: Tensor) -> Tensor:
+    """The sub-grids (even rows, even columns), (odd, even), (even, odd), (odd, odd) of a channels-last map.
+
+    Args:
+        x: (B, H, W, C).
+
+    Returns:
+        (B, 4, h, w, C) with h = ceil(H / 2) and w = ceil(W / 2); an odd map gets a row or column of zeros.
+    """
+    height, width = x.shape[1:3]
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    pixels = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    return pixels.permute(0, 4, 2, 1, 3, 5).flatten(1, 2)
+
+
+def join_subgrids(parts: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of `split_subgrids`: (B, 4, h, w, C) -> (B, *size, C), without the padding."""
+    pixels = parts.unflatten(1, (2, 2)).permute(0, 3, 2, 4, 1, 5)
+    return pixels.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+
+
+class SubgridScan(nn.Module):
+    """What both mixers share: depthwise convolution, projections, scan and norm.
+
+    Args:
+        dim: width of the map (C).
+        d_state: states per channel (N).
+        ssm_ratio: inner width E / `dim`.
+        backend: of the scan, see `selective_scan_nd`.
+    """
+
+    def __init__(self, dim: int, d_state: int = 16, ssm_ratio: float = 2.0, backend: str = "auto") -> None:
+        super().__init__()
+        self.dim, self.d_state, self.d_inner = dim, d_state, int(ssm_ratio * dim)
+        self.dt_rank = math.ceil(dim / 16)
+        self.backend = backend
+        inner, routes = self.d_inner, len(ROUTES)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(routes, self.dt_rank + 2 * d_state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(routes, inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(routes, inner))
+        self.A_logs = nn.Parameter(torch.empty(routes * inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(routes * inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_ssm_parameters()
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self) -> None:
+        """S4D-real A, D = 1, Mamba's log-uniform step sizes, and nn.Linear's start of the projections."""
+        bound = self.d_inner**-0.5
+        nn.init.uniform_(self.x_proj_weight, -bound, bound)
+        nn.init.uniform_(self.dt_projs_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        bias = inverse_softplus_dt(self.dt_projs_bias.numel(), device=self.dt_projs_bias.device)
+        self.dt_projs_bias.copy_(bias.view_as(self.dt_projs_bias))
+        self.A_logs.copy_(torch.log(torch.arange(1, self.d_state + 1, dtype=torch.float32)).expand_as(self.A_logs))
+        self.Ds.fill_(1.0)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that Mamba's authors exclude from weight decay."""
+        return {"A_logs", "Ds", "dt_projs_bias"}
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """SiLU of the depthwise convolution, (B, H, W, E) -> the same."""
+        return F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def _scan(self, u: Tensor) -> Tensor:
+        """The normed scan, (B, H, W, E) -> the same.
+
+        The zeros that fill up an odd map are steps of the published scan, in which the state decays.
+        """
+        parts = split_subgrids(u)
+        grid = parts.shape[2:4]
+        projected = torch.matmul(parts.flatten(2, 3), self.x_proj_weight.transpose(1, 2))
+        low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
+        delta = torch.matmul(low, self.dt_projs_weight.transpose(1, 2))
+        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        y = selective_scan_nd(
+            parts,
+            delta.unflatten(2, grid),
+            A.unflatten(0, (len(ROUTES), -1)),
+            B.unflatten(2, grid),
+            C.unflatten(2, grid),
+            self.Ds.unflatten(0, (len(ROUTES), -1)),
+            delta_bias=self.dt_projs_bias,
+            delta_softplus=True,
+            routes=ROUTES,
+            merge="none",
+            backend=self.backend,
+        )
+        assert isinstance(y, Tensor)
+        normed: Tensor = self.out_norm(join_subgrids(y, (u.shape[1], u.shape[2])))
+        return normed
+
+
+class ESS2D(SubgridScan):
+    """Gated scan of the four sub-grids, each pixel visited once: a quarter of a four-way cross scan's work.
+
+    Args:
+        dim, d_state, ssm_ratio, backend: width (C), states per channel, inner width / `dim`, and the scan's backend.
+
+    Shape:
+        (B, H, W, C) -> the same, any size.
+    """
+
+    def __init__(self, dim: int, d_state: int = 16, ssm_ratio: float = 2.0, backend: str = "auto") -> None:
+        super().__init__(dim, d_state, ssm_ratio, backend)
+        self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the positions."""
+        u, z = self.in_proj(x).chunk(2, -1)
+        out: Tensor = self.out_proj(self._scan(self._convolve(u)) * F.silu(z))
+        return out
+
+
+class CrossModalScan(SubgridScan):
+    """Cross-modality fusion (CMFM): one ESS2D scan of x1 x2 + x1 + x2, gated by both maps.
+
+    Args:
+        dim, d_state, ssm_ratio, backend: see `ESS2D`.
+        gate: where the second gate comes from: "own", the second map, as the first gate comes from the first map; or
+            "official", SiLU of the first gate, an error of the published code that all published weights rely on.
+        unused_gate: with gate "official", keep the second map's unused gate rows in `in_proj2`, as published
+            checkpoints have them.
+
+    Shape:
+        two maps (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        gate: Gate = "own",
+        unused_gate: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(dim, d_state, ssm_ratio, backend)
+        self.gate = gate
+        self.in_proj1 = nn.Linear(dim, 2 * self.d_inner, bias=False)
+        rows = 2 if gate == "own" or unused_gate else 1
+        self.in_proj2 = nn.Linear(dim, rows * self.d_inner, bias=False)
+
+    def _project(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both maps' scan inputs (B, H, W, E) and the sum of their gates, (B, H, W, E)."""
+        u1, z1 = self.in_proj1(x1).chunk(2, -1)
+        gate1 = F.silu(z1)
+        if self.gate == "official":
+            return u1, F.linear(x2, self.in_proj2.weight[: self.d_inner]), gate1 + F.silu(gate1)
+        u2, z2 = self.in_proj2(x2).chunk(2, -1)
+        return u1, u2, gate1 + F.silu(z2)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Fuse two maps."""
+        u1, u2, gates = self._project(x1, x2)
+        u1, u2 = self._convolve(torch.cat((u1, u2))).chunk(2)
+        out: Tensor = self.out_proj(self._scan(u1 * u2 + u1 + u2) * gates)
+        return out
