@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Run as a script: `tests` becomes importable. Its own folder leaves the path, or `tests/packaging` hides `packaging`.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":  # `tests` becomes importable, and `tests/packaging` no longer hides `packaging`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tests.parity_cases.common import Comparison
 

@@ -1,0 +1,1 @@
+"""Measures of results. `ssmvision.metrics.fusion` holds those of image fusion."""
