@@ -11,6 +11,7 @@ from ssmvision.models.s4nd_vit import S4NDVisionTransformer
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 from ssmvision.models.useg_s4nd import USegS4NDBot, USegS4NDEnc
 from ssmvision.models.vim import VisionMamba
+from ssmvision.models.vmamba import VMamba
 
 __all__ = [
     "FusionMamba",
@@ -20,5 +21,6 @@ __all__ = [
     "UMambaEnc",
     "USegS4NDBot",
     "USegS4NDEnc",
+    "VMamba",
     "VisionMamba",
 ]

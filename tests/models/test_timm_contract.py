@@ -15,6 +15,7 @@ SHRINK = {
     "vim": {"depth": 2},
     "s4nd_convnext": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20), "d_state": 8},
     "s4nd_vit": {"depth": 2, "embed_dim": 24, "d_state": 8},
+    "vmamba": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20)},
 }
 SIZE = 64
 

@@ -28,7 +28,8 @@ def matches(folder: Path) -> bool:
         return False
     content = load_json(path)
     cases = content.get("cases", []) if isinstance(content, dict) else []
-    return bool(cases) and all("MzeroMiko/VMamba" in c.get("function", "") for c in cases if isinstance(c, dict))
+    functions = [case.get("function", "") for case in cases if isinstance(case, dict)]
+    return bool(functions) and all(f.startswith("MzeroMiko/VMamba") and "VSSM" not in f for f in functions)
 
 
 def run(folder: Path) -> Iterator[Comparison]:
