@@ -300,7 +300,10 @@ class VMamba(nn.Module):
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise learning-rate decay: stem, then block by block, the final norm last."""
+        """Parameter groups for layer-wise learning-rate decay: stem, then block by block.
+
+        Downsampling and final norm go with the block before them.
+        """
         fine = [
             (r"^layers\.(\d+)\.downsample", (99999,)),
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
