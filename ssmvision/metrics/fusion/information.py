@@ -101,4 +101,4 @@ def _histogram(values: Tensor, bins: int) -> Tensor:
 
 
 def _bits(frequencies: Tensor) -> Tensor:
-    return -torch.xlogy(frequencies, frequencies).sum(1) / math.log(2)
+    return 0.0 - torch.xlogy(frequencies, frequencies).sum(1) / math.log(2)  # 0.0, not -0.0, of a single level
