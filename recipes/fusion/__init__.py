@@ -1,0 +1,1 @@
+"""Fusion of registered images (importing this package imports nothing heavy)."""
