@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,28 @@ from torch import Tensor, nn
 
 from ssmvision.errors import UserError
 
-__all__ = ["convert_state_dict", "load_official", "unwrap_checkpoint"]
+__all__ = ["checkpoint_globals", "convert_state_dict", "load_official", "unwrap_checkpoint"]
 
 WRAPPERS = ("model", "state_dict", "network_weights")
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
 PREFIXES = ("module.", "_orig_mod.")
+
+
+class _Settings:
+    """Stands in for the configuration in the checkpoints of projects that use yacs, which need not be installed."""
+
+    # torch fills no dicts but a few exact types, of which this one may also have attributes, as yacs's nodes do.
+    def __new__(cls) -> OrderedDict[str, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+# By the names under which a checkpoint holds them; neither runs code when it is filled.
+SETTINGS: dict[str, type] = {"argparse.Namespace": argparse.Namespace, "yacs.config.CfgNode": _Settings}
+
+
+def checkpoint_globals() -> AbstractContextManager[object]:
+    """While open, `torch.load(..., weights_only=True)` also reads the settings that training checkpoints hold."""
+    return torch.serialization.safe_globals([(cls, name) for name, cls in SETTINGS.items()])
 
 
 def convert_state_dict(
@@ -75,8 +94,8 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
     """Read a published checkpoint file without running any code that it may hold.
 
     Args:
-        path: .safetensors, or a file of torch.save, which may hold tensors, plain containers, numbers and an
-            argparse.Namespace, as training checkpoints do.
+        path: .safetensors, or a file of torch.save, which may hold tensors, plain containers, numbers and settings
+            of argparse or yacs, as training checkpoints do.
         map_location: device of the tensors.
 
     Raises:
@@ -88,7 +107,7 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
     if path.suffix == ".safetensors":
         return _load_safetensors(path, map_location)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with checkpoint_globals():
             loaded = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path)) from error
@@ -115,7 +134,7 @@ def _refusal(path: Path) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (RuntimeError, ValueError, pickle.UnpicklingError):  # not a zip archive of torch.save: cannot be listed
         names = []
-    found = f" ({', '.join(sorted(set(names) - {'argparse.Namespace'}))})" if names else ""
+    found = f" ({', '.join(sorted(set(names) - set(SETTINGS)))})" if names else ""
     return (
         f"{path}: refused, since loading it could run code: it holds objects other than tensors and plain "
         f"values{found}. Get the weights as .safetensors, or, if you trust where the file comes from, load it with "

@@ -193,8 +193,7 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scan the map; see the class for shapes."""
-        channels = x.shape[1 if self.channels_first else -1]
-        if x.dim() != 4 or channels != self.dim:
+        if x.dim() != 4 or x.shape[1 if self.channels_first else -1] != self.dim:
             layout = f"(B, {self.dim}, H, W)" if self.channels_first else f"(B, H, W, {self.dim})"
             raise ValueError(f"SS2D takes a map {layout}, got {tuple(x.shape)}")
         u = self.in_proj(x.permute(0, 2, 3, 1) if self.channels_first else x)

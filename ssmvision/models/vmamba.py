@@ -13,7 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from ssmvision.convert import unwrap_checkpoint
+from ssmvision.convert import checkpoint_globals, unwrap_checkpoint
 from ssmvision.models.vmamba_network import VMamba
 
 __all__ = ["VMamba", "checkpoint_filter_fn"]
@@ -75,14 +75,15 @@ _WITHOUT_EMA = {"vmamba_tiny_vanilla"}
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **preset: Any) -> VMamba:
     feature_cfg = {"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    model: VMamba = build_model_with_cfg(
-        VMamba,
-        variant,
-        pretrained,
-        pretrained_filter_fn=partial(checkpoint_filter_fn, prefer_ema=variant not in _WITHOUT_EMA),
-        feature_cfg=feature_cfg,
-        **(preset | kwargs),
-    )
+    with checkpoint_globals():  # the published files hold their training's settings too
+        model: VMamba = build_model_with_cfg(
+            VMamba,
+            variant,
+            pretrained,
+            pretrained_filter_fn=partial(checkpoint_filter_fn, prefer_ema=variant not in _WITHOUT_EMA),
+            feature_cfg=feature_cfg,
+            **(preset | kwargs),
+        )
     return model
 
 

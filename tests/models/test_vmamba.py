@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from ssmvision import convert_state_dict
+from ssmvision.convert import convert_state_dict, load_official
 from ssmvision.models import VMamba
 from ssmvision.models.vmamba import checkpoint_filter_fn
 from tests.parity_cases import ss2d, vmamba
@@ -33,6 +35,16 @@ OFFICIAL = {
     "vmamba_small_vanilla": (44_417_416, 446),
     "vmamba_base_vanilla": (76_254_056, 446),
 }
+
+
+class CfgNode(dict[str, Any]):
+    """Pickles as yacs's configurations do: a dict with attributes, by the name of a class that is not installed."""
+
+    __module__ = "yacs.config"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(settings)
+        self.__dict__ |= {"__immutable__": True, "__deprecated_keys__": set()}
 
 
 def build(**kwargs: Any) -> VMamba:
@@ -103,6 +115,33 @@ class TestOfficialCheckpoints:
     def test_weights_of_another_network_are_refused(self) -> None:
         with pytest.raises(ValueError, match="conv2d"):
             convert_state_dict(build(), filled_state(CASES["gated_patch"]))
+
+    def test_whole_training_checkpoints_load_by_timm_and_by_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {"depths": (1, 1), "dims": (8, 12)}
+        model = timm.create_model("vmamba_tiny", **settings)
+        averaged = {k: v + 1 for k, v in model.state_dict().items()}
+        official = {k if k.startswith(("patch", "layers")) else f"classifier.{k}": v for k, v in averaged.items()}
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "yacs", ModuleType("yacs"))
+            patch.setitem(sys.modules, "yacs.config", ModuleType("yacs.config"))
+            sys.modules["yacs.config"].CfgNode = CfgNode  # type: ignore[attr-defined]
+            checkpoint = {"model": model.state_dict(), "model_ema": official, "config": CfgNode(lr=1e-3), "epoch": 264}
+            torch.save(checkpoint, tmp_path / "official.pth")
+        path = tmp_path / "official.pth"
+        loaded = load_official(path)
+        assert loaded["config"] == {"lr": 1e-3}
+        assert type(loaded["config"]) is not CfgNode
+        by_timm = timm.create_model(
+            "vmamba_tiny",
+            pretrained=True,
+            pretrained_cfg_overlay={"url": path.as_uri()},
+            cache_dir=str(tmp_path / "cache"),
+            **settings,
+        )
+        by_timm_state = by_timm.state_dict()
+        assert all(torch.equal(by_timm_state[key], value) for key, value in averaged.items())
 
     def test_pretrained_weights_are_known(self) -> None:
         for name in OFFICIAL:
