@@ -145,12 +145,14 @@ def _saliency(image: Gray) -> Gray:
 
 def _mean(image: Gray, side: int) -> Gray:
     """Mean over the part of a window of side x side pixels that is inside the image."""
-    sums, counts = (
-        np.asarray(cv2.boxFilter(x, cv2.CV_64F, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT))
-        for x in (image, np.ones_like(image))
-    )
-    mean: Gray = (sums / counts).reshape(image.shape)
+    sums, counts = (_sum(x, side) for x in (image, np.ones_like(image)))
+    mean: Gray = sums / counts
     return mean
+
+
+def _sum(image: Gray, side: int) -> Gray:
+    sums = cv2.boxFilter(image, cv2.CV_64F, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(sums, dtype=np.float64).reshape(image.shape)
 
 
 def _guided(guide: Gray, image: Gray, radius: int, epsilon: float) -> Gray:

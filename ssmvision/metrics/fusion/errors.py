@@ -48,7 +48,7 @@ def psnr(
     """
     if average not in ("mse", "db"):
         raise ValueError(f"average is {average!r}; expected 'mse' or 'db'")
-    if peak != "fused" and (isinstance(peak, str) or not 0 < peak < float("inf")):
+    if not (peak == "fused" if isinstance(peak, str) else 0 < peak < float("inf")):
         raise ValueError(f"peak is {peak!r}; expected a positive number or 'fused'")
     images = gray_images(data_range, a=a, b=b, fused=fused)
     of_a, of_b = _squared_errors(*images)
