@@ -61,7 +61,8 @@ class ModelConfig:
         kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
         n_conv_per_stage: residual blocks per encoder stage.
         n_conv_per_stage_decoder: residual blocks per decoder stage.
-        mixer: "mamba", or "none" for the same network without its state-space layers.
+        mixer: "mamba"; "s4nd" for a global S4ND convolution in its place (USegS4NDBot, USegS4NDEnc); or "none" for the
+            same network without its state-space layers.
         deep_supervision: train every decoder resolution, not only the finest.
     """
 
@@ -71,7 +72,7 @@ class ModelConfig:
     kernel_sizes: tuple[tuple[int, ...], ...] | None = None
     n_conv_per_stage: int = 2
     n_conv_per_stage_decoder: int = 2
-    mixer: Literal["mamba", "none"] = "mamba"
+    mixer: Literal["mamba", "s4nd", "none"] = "mamba"
     deep_supervision: bool = True
 
 

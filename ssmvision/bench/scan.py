@@ -24,7 +24,7 @@ from ssmvision.kernels.selective_scan.reference import selective_scan_nd_referen
 if TYPE_CHECKING:
     from ssmvision.bench.gpu import GpuRow
 
-__all__ = ["SHAPES", "Case", "Row", "run", "run_cpu"]
+__all__ = ["SHAPES", "Case", "Row", "cpu_name", "run", "run_cpu"]
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,11 @@ def run_cpu(config: BenchScanConfig) -> list[Row]:
 
 def _machine(config: BenchScanConfig) -> str:
     versions = f"torch {torch.__version__}; Python {platform.python_version()}"
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads; {config.dtype}; {versions}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads; {config.dtype}; {versions}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]

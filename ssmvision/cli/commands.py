@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_RESOLUTION = "ssmvision.recipes.resolution"
 _CLI = "ssmvision.cli"
 
 
@@ -62,6 +63,20 @@ COMMANDS = (
         positional=True,
         extra="recipes",
     ),
+    Command(
+        "resolution digits",
+        "train S4ND and a Conv2D twin on small pictures and test them on larger ones (CPU, minutes)",
+        f"{_RESOLUTION}.config:DigitsConfig",
+        f"{_RESOLUTION}.digits:run",
+        extra="recipes",
+    ),
+    Command(
+        "resolution spacing",
+        "compare S4ND's response to a real head at thicker and thicker slices",
+        f"{_RESOLUTION}.config:SpacingConfig",
+        f"{_RESOLUTION}.spacing:run",
+        extra="demo",
+    ),
     Command("models", "list the models registered with timm", f"{_CLI}.models:ModelsConfig", f"{_CLI}.models:run"),
     Command(
         "configs list",
@@ -100,6 +115,12 @@ COMMANDS = (
         "time the selective scan's backends beside their peers",
         "ssmvision.bench.config:BenchScanConfig",
         "ssmvision.bench.scan:run",
+    ),
+    Command(
+        "bench s4nd",
+        "time S4ND's global convolution beside the FFT and a depthwise convolution",
+        "ssmvision.bench.s4nd_config:BenchS4NDConfig",
+        "ssmvision.bench.s4nd:run",
     ),
     Command(
         "bench vim",
