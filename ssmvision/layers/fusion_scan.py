@@ -36,7 +36,7 @@ def split_subgrids(x: Tensor) -> Tensor:
     height, width = x.shape[1:3]
     if height % 2 or width % 2:
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    pixels = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    pixels = x.unflatten(2, ((width + 1) // 2, 2)).unflatten(1, ((height + 1) // 2, 2))
     return pixels.permute(0, 4, 2, 1, 3, 5).flatten(1, 2)
 
 

@@ -244,7 +244,7 @@ class FusionMamba(nn.Module):
         for axis in (2, 3):
             size = x.shape[axis]
             if size % self.stride:
-                length = -(-size // self.stride) * self.stride
+                length = (size + self.stride - 1) // self.stride * self.stride
                 x = x.index_select(axis, _reflected(size, length, x.device))
         return x
 
