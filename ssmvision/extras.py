@@ -8,9 +8,7 @@ __all__ = ["EXTRAS", "missing_extra"]
 
 # extra -> modules that it brings, beyond those of the extras before it; the same lists as in pyproject.toml.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "recipes": (
-        *("monai", "lightning", "nibabel", "scipy", "albumentations", "cv2", "torchmetrics", "jinja2", "matplotlib"),
-    ),
+    "recipes": ("monai", "lightning", "nibabel", "scipy", "albumentations", "cv2", "jinja2", "matplotlib"),
     "demo": ("nilearn",),
 }
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import mutual_info_score
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, visual_information_fidelity
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+    visual_information_fidelity,
+)
 
 from ssmvision.metrics import fusion
 from ssmvision.metrics.fusion import METRICS, applicable, fusion_metrics
@@ -129,8 +133,10 @@ def test_mirrored_border_is_torchmetrics():
         multiscale_structural_similarity_index_measure(*p, data_range=255.0, reduction="none") for p in pairs
     )
     torch.testing.assert_close(fusion.ms_ssim(a, b, fused, border="mirror"), expected, rtol=1e-6, atol=0)
+    expected = sum(structural_similarity_index_measure(*p, data_range=255.0, reduction="none") for p in pairs)
+    torch.testing.assert_close(fusion.ssim(a, b, fused, border="mirror"), expected, rtol=1e-9, atol=0)
     expected = sum(visual_information_fidelity(*p, reduction="none") for p in pairs) / 2
-    torch.testing.assert_close(fusion.vif(a, b, fused, reduction="mean"), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(fusion.vif(a, b, fused, reduction="mean"), expected, rtol=1e-9, atol=0)
 
 
 def test_psnr_conventions():
@@ -197,6 +203,9 @@ def test_constants_that_are_no_binary_fractions_have_no_correlation():
     flat = torch.full_like(a, 0.1)
     assert fusion.correlation_coefficient(a, b, flat, data_range=1).tolist() == [0, 0]
     assert fusion.correlation_coefficient(a, b, flat, data_range=1, undefined=math.nan).isnan().all()
+    copy = b * 0.1 * 10  # b but for rounding
+    assert not torch.equal(copy, b)
+    assert fusion.sum_of_correlations_of_differences(a, b, copy, data_range=1, undefined=math.nan).isnan().all()
 
 
 def test_a_copy_of_one_source_has_added_nothing():

@@ -8,8 +8,8 @@ from ssmvision.metrics.fusion.images import gray_images, per_image
 
 __all__ = ["correlation_coefficient", "sum_of_correlations_of_differences"]
 
-# Relative to the largest value: what a constant image's deviations from its own mean may reach by rounding.
-_ROUNDING = 1e-12
+# In gray levels of 0..255: below it a standard deviation is that of a constant, rounded in float64.
+_ROUNDING = 1e-9
 
 
 def correlation_coefficient(
@@ -52,9 +52,8 @@ def sum_of_correlations_of_differences(
 def _pearson(x: Tensor, y: Tensor, undefined: float) -> Tensor:
     """Pearson correlations (B,) of images (B, 1, H, W)."""
     x, y = (v.flatten(1) for v in (x, y))
-    scales = [v.abs().amax(1) for v in (x, y)]
     x, y = (v - v.mean(1, keepdim=True) for v in (x, y))
     norms = [v.square().mean(1).sqrt() for v in (x, y)]
-    defined = (norms[0] > _ROUNDING * scales[0]) & (norms[1] > _ROUNDING * scales[1])
+    defined = (norms[0] > _ROUNDING) & (norms[1] > _ROUNDING)
     product = norms[0] * norms[1]
     return ((x * y).mean(1) / product.where(defined, 1.0)).where(defined, undefined)

@@ -91,7 +91,6 @@ def fusion_metrics(
     Raises:
         TypeError, ValueError: see `ssmvision.metrics.fusion.images.gray_images`; or an unknown name, or a metric whose
             windows do not fit.
-        ModuleNotFoundError: SSIM, MS-SSIM or VIF is asked for and torchmetrics is missing.
     """
     chosen = list(METRICS) if names is None else list(names)
     unknown = [name for name in chosen if name not in METRICS]
