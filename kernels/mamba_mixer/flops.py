@@ -1,4 +1,7 @@
-"""What `torch.utils.flop_counter` counts for the mixer: as for its layers one by one, so not the scan's arithmetic."""
+"""What `torch.utils.flop_counter` counts for the mixer: as for its layers one by one, so not the scan's arithmetic.
+
+Importing this registers the formulas, as `ssmvision.layers.mamba` does; it also imports the counter, and that Triton.
+"""
 
 from __future__ import annotations
 

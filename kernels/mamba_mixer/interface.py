@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.mamba_mixer import flops  # noqa: F401  (registers)
 from ssmvision.kernels.mamba_mixer.args import Parameters
 from ssmvision.kernels.mamba_mixer.op import autocast_enabled, run
 

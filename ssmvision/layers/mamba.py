@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmvision.kernels.mamba_mixer import flops  # noqa: F401  (registers; not with the operator, since it imports Triton)
 from ssmvision.kernels.mamba_mixer.args import Parameters
 from ssmvision.kernels.mamba_mixer.interface import MAX_TAPS, Recompute, compute_dtype, run_mixer
 from ssmvision.kernels.registry import Request, choose
