@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
+# Processes that share the tests, a file at a time.
+JOBS ?= auto
 BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
@@ -11,7 +13,7 @@ TYPED := build/typed/ssmvision
 
 help:
 	@echo "make demo    train and test a small network on a real brain template; writes $(OUT)/report.html"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (JOBS=n processes, by default one a core)"
 	@echo "make lint    check style and format; make format mends both"
 	@echo "make types   check types (mypy --strict)"
 	@echo "make wheel   build the sdist and the wheel into dist/"
@@ -21,7 +23,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/ssmvision demo --out $(OUT) --overwrite
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
