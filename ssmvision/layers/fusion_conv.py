@@ -40,8 +40,9 @@ class LearnableDescriptiveConv(nn.Module):
         """The kernel (out_channels, in_channels, 3, 3) that the convolution applies."""
         weight = self.conv.weight
         centre = weight[:, :, 1, 1] * weight.sum((2, 3)) * self.learnable_theta * self.learnable_mask
-        taps = weight if self.base_mask is None else weight * self.base_mask
-        return taps - F.pad(centre[..., None, None], (1, 1, 1, 1))
+        taps = weight.clone() if self.base_mask is None else weight * self.base_mask
+        taps[:, :, 1, 1] -= centre
+        return taps
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; see the class for shapes."""

@@ -37,13 +37,15 @@ def split_subgrids(x: Tensor) -> Tensor:
     if height % 2 or width % 2:
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     pixels = x.unflatten(2, ((width + 1) // 2, 2)).unflatten(1, ((height + 1) // 2, 2))
-    return pixels.permute(0, 4, 2, 1, 3, 5).flatten(1, 2)
+    parts: Tensor = pixels.permute(0, 4, 2, 1, 3, 5).flatten(1, 2)
+    return parts
 
 
 def join_subgrids(parts: Tensor, size: tuple[int, int]) -> Tensor:
     """The inverse of `split_subgrids`: (B, 4, h, w, C) -> (B, *size, C), without the padding."""
     pixels = parts.unflatten(1, (2, 2)).permute(0, 3, 2, 4, 1, 5)
-    return pixels.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+    joined: Tensor = pixels.flatten(3, 4).flatten(1, 2)
+    return joined[:, : size[0], : size[1]]
 
 
 class SubgridScan(nn.Module):
