@@ -100,7 +100,7 @@ def read_idx(folder: Path, part: str) -> Pictures:
     Raises:
         UserError: a file is missing or is not of this format.
     """
-    arrays = []
+    arrays: list[NDArray[np.uint8]] = []
     for name, axes in zip(IDX_FILES[part], (3, 1), strict=True):
         path = folder / name
         try:

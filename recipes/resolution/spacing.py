@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def _best_factor(found: Tensor, expected: Tensor) -> Tensor:
 
 def _layer(config: SpacingConfig, seed: int) -> S4ND:
     torch.manual_seed(seed)
-    steps = {"dt_min": config.dt_min, "dt_max": config.dt_max}
+    steps: dict[str, Any] = {"dt_min": config.dt_min, "dt_max": config.dt_max}
     layer = S4ND(config.channels, config.d_state, dim=3, kernel="s4d", n_ssm=1, symmetric_center=True, **steps)
     # The skip sees no neighbour, so it is right at every spacing and would only hide differences.
     torch.nn.init.zeros_(layer.D)

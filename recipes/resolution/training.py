@@ -61,7 +61,7 @@ def _batches(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Data
     data = TensorDataset(images, labels)
     order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
     sampler = BatchSampler(order, batch_size, drop_last=False)
-    return DataLoader(data, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+    return DataLoader(data, batch_size=None, sampler=sampler)
 
 
 def train_network(method: str, pictures: Pictures, config: DigitsConfig, seed: int) -> Classifier:

@@ -30,9 +30,9 @@ class Figures:
     """One contestant's figures for one pass.
 
     Attributes:
-        us: microseconds. On a CPU the median over turns; on a GPU the median over replays of a captured graph, from a
-            cold L2 cache.
-        low_us, high_us: fastest and slowest turn (CPU), or None.
+        us: microseconds. On a CPU the fastest turn, which other programs disturb least; on a GPU the median over
+            replays of a captured graph, from a cold L2 cache.
+        median_us: of the turns on a CPU; None on a GPU.
         peak_mib: most memory that PyTorch allocates at once, results included; on a GPU inputs too. A library's own
             working memory is not in it on a CPU.
         error: |found - exact| / |exact| of the result or, with the backward, the largest of it and all gradients;
@@ -40,8 +40,7 @@ class Figures:
     """
 
     us: float
-    low_us: float | None
-    high_us: float | None
+    median_us: float | None
     peak_mib: float
     error: float | None
 
@@ -150,8 +149,8 @@ def _cells(row: Row) -> dict[str, str]:
 def _time(figures: Figures | str) -> str:
     if isinstance(figures, str):
         return figures
-    spread = "" if figures.low_us is None else f" ({figures.low_us:.0f} to {figures.high_us:.0f})"
-    return f"{figures.us:.0f}{spread}"
+    median = "" if figures.median_us is None else f" (median {figures.median_us:.0f})"
+    return f"{figures.us:.0f}{median}"
 
 
 def _optional(figures: Mapping[str, Figures | str], name: str, field: str, form: str) -> str:

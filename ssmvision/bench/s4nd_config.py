@@ -25,7 +25,7 @@ class BenchS4NDConfig:
         backend: "auto", or the backend to time as ours.
         shapes: which rows to run, separated by commas; "auto" is those meant for the device, "all" every one. An
             unknown one is answered with the list.
-        repeats: turns on a CPU after one warm-up; the median counts, and the range is given.
+        repeats: turns on a CPU after one warm-up; the fastest counts, the median stands beside it.
         threads: CPU threads; 0 keeps PyTorch's choice.
         json: print JSON instead of a table.
         out: also write the JSON to this file.

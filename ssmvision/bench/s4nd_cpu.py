@@ -41,7 +41,7 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
         peaks = [allocated_mib(work) for work in passes]
         copied, *times = in_turns(works + passes, config.repeats)
         figures: dict[str, Figures | str] = {
-            key: Figures(statistics.median(t), min(t), max(t), peak, errors[key][step] if key in errors else None)
+            key: Figures(min(t), statistics.median(t), peak, errors[key][step] if key in errors else None)
             for key, t, peak in zip(runs, times, peaks, strict=True)
         }
         floor = min(copied) * MAPS_MOVED[step] / 2
@@ -89,4 +89,4 @@ def allocated_mib(work: Callable[[], object]) -> float:
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    return max(accumulate((size for _, size in changes), initial=0)) / 2**20
+    return float(max(accumulate((size for _, size in changes), initial=0))) / 2**20

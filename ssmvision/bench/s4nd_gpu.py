@@ -53,10 +53,10 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
     for step, title in enumerate(PASSES):
         taken = dict(zip(runs, times[step], strict=True))
         figures: dict[str, Figures | str] = {
-            key: Figures(taken[key], None, None, run.peaks[step], run.errors[step]) for key, run in runs.items()
+            key: Figures(taken[key], None, run.peaks[step], run.errors[step]) for key, run in runs.items()
         }
         backend = chosen_backend(shape, dtype, "cuda", config.backend)
-        rows.append(Row(name, shape.size, dtype, title, backend, floor_us(shape, dtype, step), figures | missing))
+        rows.append(Row(name, shape.size, dtype, title, backend, floor_us(shape, dtype, step), {**figures, **missing}))
     del runs, inputs
     gc.collect()
     torch.cuda.empty_cache()
@@ -65,4 +65,5 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
 
 def floor_us(shape: Map, dtype: str, step: int) -> float:
     """Time to move a pass' maps at the device's bandwidth."""
-    return MAPS_MOVED[step] * shape.values * getattr(torch, dtype).itemsize / device_rates().memory * 1e6
+    moved = MAPS_MOVED[step] * shape.values * int(getattr(torch, dtype).itemsize)
+    return moved / device_rates().memory * 1e6
