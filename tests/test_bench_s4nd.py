@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +112,45 @@ def test_command_measures_and_writes(
 def test_sizes_on_a_gpu() -> None:
     sizes = {shape.size for shape in SHAPES.values() if shape.device == "cuda"}
     assert sizes == {"B128 H96 56x56", "B128 H384 14x14", "B2 H32 64x64x64", "B1 H32 128x128x128"}
+
+
+def test_rows_of_a_gpu_without_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's path with its graphs, clock and memory counter replaced; the FFT runs out of memory."""
+    monkeypatch.setitem(SHAPES, "tiny", SMALL["plane"])
+    inputs = make_inputs(SMALL["plane"], torch.float32, "cpu")
+    held: list[int] = []
+
+    def peak(work: Callable[[], object], base: int) -> float:
+        held.append(base)
+        if len(held) == 3:
+            raise torch.OutOfMemoryError
+        work()
+        return 7.0
+
+    replaced = {
+        "side_stream": nullcontext,
+        "make_inputs": lambda shape, dtype, device: inputs,
+        "capture": lambda work: SimpleNamespace(replay=work),
+        "in_turns_us": lambda works: [float(i + 1) for i, work in enumerate(works) if work() is not None],
+        "peak_mib": peak,
+        "device_rates": lambda: H200,
+        "chosen_backend": lambda shape, dtype, device, wish: device,
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(s4nd_gpu, name, value)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    rows = s4nd_gpu.measure("tiny", "float32", BenchS4NDConfig(device="cuda"))
+    assert [(row.step, row.backend) for row in rows] == [("forward", "cuda"), ("forward + backward", "cuda")]
+    for row in rows:
+        assert row.figures[FFT] == "out of memory"
+        ours, depthwise = row.figures[OURS], row.figures[DEPTHWISE]
+        assert isinstance(ours, Figures)
+        assert isinstance(depthwise, Figures)
+        assert (ours.us, depthwise.us, ours.median_us, ours.peak_mib) == (1.0, 2.0, None, 7.0)
+        assert ours.error is not None
+        assert 0 < ours.error < 1e-5
+        assert depthwise.error is None
+    assert "out of memory" in table(rows)
 
 
 def test_floor_on_a_gpu_is_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
