@@ -117,6 +117,7 @@ def test_doctor_tells_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_doctor_follows_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("SSMVISION_CACHE", raising=False)
     monkeypatch.setenv("SSMVISION_BACKEND", "reference")
     report = doctor.examine()
     scan = next(row for row in report.backends if row.op == "selective_scan")
