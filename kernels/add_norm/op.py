@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ssmvision.kernels import registry
 from ssmvision.kernels.add_norm import cuda, reference
 from ssmvision.kernels.add_norm.reference import keeps_hidden
+from ssmvision.kernels.operators import define_operator
 
 __all__ = ["OP", "add_norm"]
 
@@ -123,25 +123,13 @@ def _backward(ctx: Any, d_normed: Tensor | None, d_total: Tensor | None, _: None
     return d_hidden, wide.to(ctx.residual_dtype), d_weight, *rest
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::add_rms_norm has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::add_rms_norm has no vmap rule; fold the mapped axis into the leading axes")
-
-
-def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator, without `torch.library.custom_op`'s check of aliasing at every call."""
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-add_norm_backward = _define("add_rms_norm_backward", _gradients, _gradients_fake)
-add_norm = _define("add_rms_norm", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::add_rms_norm", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::add_rms_norm_backward", _no_second_order)
-torch.library.register_vmap("ssmvision::add_rms_norm", _vmap)
+add_norm, add_norm_backward = define_operator(
+    "add_rms_norm",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    mapped="the leading axes",
+)

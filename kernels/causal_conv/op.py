@@ -5,7 +5,6 @@ Routes travel as one comma-separated string, because operator schemas have no li
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import cuda, reference
+from ssmvision.kernels.operators import define_operator
 
 __all__ = ["OP", "conv"]
 
@@ -64,25 +64,12 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None, None, None
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::causal_conv has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::causal_conv has no vmap rule; fold the mapped axis into the batch axis")
-
-
-def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator, without `torch.library.custom_op`'s check of aliasing at every call."""
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-conv_backward = _define("causal_conv_backward", _gradients, _gradients_fake)
-conv = _define("causal_conv", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::causal_conv", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::causal_conv_backward", _no_second_order)
-torch.library.register_vmap("ssmvision::causal_conv", _vmap)
+conv, conv_backward = define_operator(
+    "causal_conv",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

@@ -5,7 +5,7 @@ All parameters travel as one list, in the order of `Parameters.flat`; routes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssmvision.kernels.mamba_mixer import pack, passes
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
+from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.selective_scan.op import scan
 
 __all__ = ["autocast_enabled", "mixer", "mixer_backward", "run"]
@@ -235,25 +236,12 @@ def _is_eager(tokens: Tensor) -> bool:
     return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::mamba_mixer has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::mamba_mixer has no vmap rule; fold the mapped axis into the batch axis")
-
-
-def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator; see the scan's for why not by `torch.library.custom_op`."""
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    torch.library.register_vmap(qualified, _vmap)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-mixer_backward = _define("mamba_mixer_backward", _gradients, _gradients_fake)
-mixer = _define("mamba_mixer", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::mamba_mixer", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::mamba_mixer_backward", _no_second_order)
+mixer, mixer_backward = define_operator(
+    "mamba_mixer",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.projected_scan import composition, cuda
 from ssmvision.kernels.projected_scan.args import ProjectedArgs, ProjectedRequest, saved_steps
 from ssmvision.kernels.selective_scan.args import compute_dtype
@@ -154,25 +155,12 @@ def _backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ..
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 4)
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::projected_scan has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::projected_scan has no vmap rule; fold the mapped axis into the batch axis")
-
-
-def _define(name: str, implementation: Any, fake: Any) -> Any:
-    """Register an operator; without `custom_op`, whose check of aliasing at every call costs more than a small scan."""
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-_gradients_op = _define("projected_scan_backward", _gradients, _gradients_fake)
-projected_scan = _define("projected_scan", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::projected_scan", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::projected_scan_backward", _no_second_order)
-torch.library.register_vmap("ssmvision::projected_scan", _vmap)
+projected_scan, _gradients_op = define_operator(
+    "projected_scan",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.s4nd import fft, toeplitz
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
 
@@ -132,25 +133,12 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::long_conv_nd has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::long_conv_nd has no vmap rule; fold the mapped axis into the batch axis")
-
-
-def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator; `torch.library.custom_op` would add a check to every call."""
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-long_conv_backward = _define("long_conv_nd_backward", _gradients, _gradients_fake)
-long_conv = _define("long_conv_nd", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::long_conv_nd", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::long_conv_nd_backward", _no_second_order)
-torch.library.register_vmap("ssmvision::long_conv_nd", _vmap)
+long_conv, long_conv_backward = define_operator(
+    "long_conv_nd",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

@@ -6,13 +6,13 @@ because operator schemas have no list of strings that is traced everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.selective_scan import chunked, cuda, reference, triton
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.config import n_saved
@@ -183,29 +183,12 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, *_: None) -> 
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), *(None,) * 5)
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("ssmvision::selective_scan has no second derivative; drop create_graph=True around it")
-
-
-def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError("ssmvision::selective_scan has no vmap rule; fold the mapped axis into the batch axis")
-
-
-def _define(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator.
-
-    `torch.library.custom_op` would do the same and check at every call that no output aliases an input, which takes
-    longer than a small scan.
-    """
-    qualified = f"ssmvision::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(implementation, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(implementation)
-    torch.library.register_fake(qualified)(fake)
-    return getattr(torch.ops.ssmvision, name).default
-
-
-scan_backward = _define("selective_scan_backward", _gradients, _gradients_fake)
-scan = _define("selective_scan", _forward, _forward_fake)
-torch.library.register_autograd("ssmvision::selective_scan", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssmvision::selective_scan_backward", _no_second_order)
-torch.library.register_vmap("ssmvision::selective_scan", _vmap)
+scan, scan_backward = define_operator(
+    "selective_scan",
+    _forward,
+    _forward_fake,
+    _gradients,
+    _gradients_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["AxisKernel", "Rate", "generate", "initial_steps", "stack"]
 Rate = float | Mapping[str, float] | None
 
 
-class AxisKernel(nn.Module):
+class AxisKernel(nn.Module, ABC):
     """The causal convolution kernels of one axis: `channels` of them for each of `d_model` features.
 
     Args:
@@ -94,18 +95,18 @@ class AxisKernel(nn.Module):
         """Kernels (channels, d_model, length) at a sampling step of `rate` times the trained one."""
         return generate([self], [length], [rate])[0]
 
+    @abstractmethod
     def signature(self, length: int, rate: float) -> Hashable:
         """Kernels with equal signatures can be generated together."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def generate_batch(cls, kernels: Sequence[Any], length: int, rates: Sequence[float]) -> Tensor:
         """Kernels of one signature at once: (len(kernels), channels, d_model, length)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def system(self, length: int | None = None, rate: float = 1.0) -> System:
         """The recurrence whose impulse response starts with this kernel; `length` matters for "dss" only."""
-        raise NotImplementedError
 
 
 def generate(
