@@ -63,11 +63,19 @@ class ConvRequest(Request):
     Attributes:
         grid: sizes of the axes.
         systems: kernels an axis has, R x C x H.
+        rank: R.
+        channels: C.
+        dense: whether it sums over the features.
+        precision: one of PRECISIONS.
         forced: a backend was asked for by name: what is only slow is no reason to refuse.
     """
 
     grid: tuple[int, ...] = ()
     systems: int = 1
+    rank: int = 1
+    channels: int = 1
+    dense: bool = False
+    precision: str = "auto"
     forced: bool = False
 
 

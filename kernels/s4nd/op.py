@@ -28,7 +28,17 @@ registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forw
 def _backend(args: ConvArgs, backend: str) -> registry.Backend:
     rank, channels, features, _ = args.kernels[0].shape
     forced = toeplitz.NAME in (backend, os.environ.get(registry.ENV_VAR))
-    request = ConvRequest(str(args.u.device), args.u.dtype, args.grid, rank * channels * features, forced)
+    request = ConvRequest(
+        str(args.u.device),
+        args.u.dtype,
+        args.grid,
+        systems=rank * channels * features,
+        rank=rank,
+        channels=channels,
+        dense=args.dense,
+        precision=args.precision,
+        forced=forced,
+    )
     chosen = registry.choose(OP, request, backend)
     if (request.device, args.grid) not in _told:
         _told.add((request.device, args.grid))

@@ -51,7 +51,8 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
 
 def chosen_backend(shape: Map, dtype: str, device: str, wish: str) -> str:
     """Which backend ours runs with."""
-    request = ConvRequest(device, getattr(torch, dtype), shape.grid, shape.channels, wish not in ("auto", "fft"))
+    forced = wish not in ("auto", "fft")
+    request = ConvRequest(device, getattr(torch, dtype), shape.grid, shape.channels, forced=forced)
     return registry.choose(OP, request, wish).name
 
 
