@@ -9,7 +9,7 @@ import torch
 from ssmvision.errors import UserError
 from ssmvision.metrics import fusion
 from ssmvision.recipes.fusion import classical
-from ssmvision.recipes.fusion.classical import METHODS, fuse, guided_filter, laplacian_pyramid
+from ssmvision.recipes.fusion.classical import METHODS, fuse, guided_filter, laplacian_pyramid, wavelet
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "fusion_metrics"
 
@@ -71,7 +71,7 @@ def test_average_and_maximum():
     np.testing.assert_array_equal(fuse(a, b, "max"), np.maximum(a, b))
 
 
-@pytest.mark.parametrize("method", ["laplacian", "guided-filter"])
+@pytest.mark.parametrize("method", ["laplacian", "wavelet", "guided"])
 def test_the_sharp_halves_are_found(half_sharp, method):
     a, b, sharp = half_sharp
     errors = {name: np.sqrt(np.mean((fuse(a, b, name) - sharp) ** 2)) for name in ("average", method)}
@@ -98,6 +98,24 @@ def test_laplacian_pyramid_keeps_the_stronger_detail():
     fused = laplacian_pyramid(flat, spots, levels=4)
     # All of the detail is in one image; of the coarsest mean half is lost.
     assert np.ptp(fused) == pytest.approx(np.ptp(spots), rel=0.02)
+
+
+def test_wavelet_without_levels_is_the_average_and_with_them_takes_all_detail():
+    a, b = pair()
+    np.testing.assert_array_equal(wavelet(a, b, levels=0), (a + b) / 2)
+    flat = np.full((32, 32), 0.5)
+    spots = flat.copy()
+    spots[8::16, 8::16] = 0.9
+    assert np.ptp(wavelet(flat, spots)) == pytest.approx(np.ptp(spots), rel=0.02)
+    with pytest.raises(ValueError, match="levels is -1"):
+        wavelet(a, b, levels=-1)
+
+
+def test_wavelet_does_not_depend_on_where_the_image_starts():
+    a, b = pair((72, 72))
+    fused, later = wavelet(a, b), wavelet(a[1:], b[1:])
+    reach = 2 * sum(2**level for level in range(4))
+    np.testing.assert_allclose(fused[1 + reach :], later[reach:], atol=1e-12)
 
 
 def test_guided_filter_is_the_mean_of_ridge_regressions():
@@ -147,6 +165,6 @@ def test_what_is_no_pair_of_gray_images_is_refused(method, change, error, messag
 
 def test_unknown_method():
     with pytest.raises(
-        UserError, match="method 'median' is unknown; choose from average, max, laplacian, guided-filter"
+        UserError, match="method 'median' is unknown; choose from average, max, laplacian, wavelet, guided"
     ):
         fuse(*pair(), "median")
