@@ -21,7 +21,7 @@ from ssmvision.kernels.registry import Request
 from ssmvision.kernels.selective_scan import chunked
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs
 from ssmvision.kernels.selective_scan.config import CudaConfig, backward_config, forward_config, n_saved
-from ssmvision.kernels.selective_scan.cuda_inputs import Inputs, as_stream, inputs, pairs_fit, quads_fit
+from ssmvision.kernels.selective_scan.cuda_inputs import Inputs, as_stream, inputs, pairs_fit, quads_fit, rows_fit
 from ssmvision.kernels.selective_scan.cuda_programs import (
     IO,
     BackwardOut,
@@ -193,7 +193,8 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
         out_per_route=int(apart),
     )
     scan = p.scan(32 * p.config.channels, walkers == 2)
-    defines = {**p.defines, "CH": p.config.channels, "OUT": meeting, "GATE": int(finishes and t.z is not None)}
+    gate = int(finishes and t.z is not None)
+    defines = {**p.defines, "CH": p.config.channels, "OUT": meeting, "GATE": gate, "MAIL": int(rows_fit(t))}
     blocks = scan.tiles * scan.segments * batch * (routes // walkers)
     _launch("scan_forward", "scan_forward", defines, scan, block, blocks, 32 * walkers, p.device)
     if partial is not None and not finishes:

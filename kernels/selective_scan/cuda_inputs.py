@@ -10,7 +10,7 @@ from torch import Tensor
 from ssmvision.kernels.selective_scan.args import ScanArgs
 from ssmvision.kernels.selective_scan.cuda_programs import Stream
 
-__all__ = ["Inputs", "as_stream", "inputs", "pairs_fit", "quads_fit"]
+__all__ = ["Inputs", "as_stream", "inputs", "pairs_fit", "quads_fit", "rows_fit"]
 
 # Strides of a row travel as 32-bit numbers of bytes.
 MAX_ROW = 1 << 31
@@ -75,6 +75,13 @@ def pairs_fit(t: Inputs, walked: Tensor) -> bool:
     """Whether two neighbouring channels may be read and written at once."""
     streams = [v for v in (walked, t.x, t.delta, t.z) if v is not None]
     return t.delta.shape[-1] % 2 == 0 and all(_aligned(v, 2) for v in streams)
+
+
+def rows_fit(t: Inputs) -> bool:
+    """Whether rows of x, delta and z may be read 16 bytes at a time."""
+    streams = [v for v in (t.x, t.delta, t.z) if v is not None]
+    elements = 16 // t.delta.element_size()
+    return t.delta.shape[-1] % elements == 0 and all(_aligned(v, elements) for v in streams)
 
 
 def quads_fit(t: Inputs) -> bool:

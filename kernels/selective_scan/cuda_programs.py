@@ -79,8 +79,10 @@ register_program(
         "csrc/forward.cu",
         {"scan_forward": (Scan, ForwardOut)},
         [
-            {"IO": io, **WIDE, "OUT": out, "GATE": gate}
-            for io, (out, gate) in product(FLOATS, ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)))
+            {"IO": io, **WIDE, "OUT": out, "GATE": gate, "MAIL": mail}
+            for io, (out, gate, mail) in product(
+                FLOATS, ((0, 0, 1), (1, 0, 1), (1, 1, 1), (2, 0, 1), (2, 1, 1), (3, 0, 1), (2, 1, 0))
+            )
         ],
     )
 )

@@ -25,6 +25,9 @@ FLOAT_IN_HALF_CALLS = 1e-4
 # A half-precision result's distance, in distances of the exact result once that is rounded to the same dtype: errors of
 # the computation stay below what rounding costs anyway. Among few elements, one beyond a rounding border weighs more.
 ROUNDINGS, ROUNDINGS_OF_FEW, FEW = 1.2, 2.0, 64
+# What rounding costs in units of the dtype's epsilon, for a result large enough not to lie near rounded numbers by
+# chance.
+ROUNDING = 0.21
 # The gate's gradient is rounded up to three times: the result before the gate is kept in the activations' dtype, and a
 # gate that routes share gets the sum of their rounded gradients.
 ROUNDINGS_OF_GATE = 3.0
@@ -72,7 +75,8 @@ def allowed(name: str, value: Tensor, true: Tensor, case: ScanCase) -> float:
     roundings = ROUNDINGS_OF_GATE if name == "z" else ROUNDINGS
     if value.numel() <= FEW:
         roundings = max(roundings, ROUNDINGS_OF_FEW)
-    return roundings * distance(true.to(value.dtype), true) + SLACK[value.dtype] * size
+    rounding = max(distance(true.to(value.dtype), true), ROUNDING * torch.finfo(value.dtype).eps * size)
+    return roundings * rounding + SLACK[value.dtype] * size
 
 
 def errors(case: ScanCase, got: dict[str, Tensor], true: dict[str, Tensor]) -> list[str]:

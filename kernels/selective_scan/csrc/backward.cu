@@ -411,7 +411,8 @@ struct Backward {
         if (sub % 2) continue;
         const int half = sub / 2;
         put_sums(half);
-        if (half && c > 0) put_bc(base - CHUNK, buffer ^ 1);
+        // Not earlier: until the barrier before this one, slow warps wrote the sums of the chunk that had this buffer.
+        if (!half && c > 0) put_bc(base - CHUNK, buffer ^ 1);
         __syncthreads();
         write_sums(half, buffer);
       }

@@ -3,14 +3,12 @@
 // OUT tells how routes meet. 0: every route alone, into its own floats. 1: every route alone, finished. 2 and 3: a block's
 // two walkers take a route and its reverse from both ends; who reaches a position second adds what the first left there,
 // so that no map per route is stored. 2 finishes the sum (D, mean, gate), 3 leaves it to the merge with other pairs.
-// Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), VEC, OUT, SOFTPLUS, GATE (0, 1).
+// Defines: IO (0 float, 1 bfloat16, 2 half), NS (1, 2, 4, 8, 16), CH (1, 2), VEC, OUT, SOFTPLUS, GATE (0, 1), MAIL (1: rows
+// of x, delta and z are multiples of 16 bytes, so that they can be copied in such pieces).
 #include "common.cuh"
 
-constexpr int WALKERS = OUT >= 2 ? 2 : 1, GROUP = 4, GROUPS = TILE / GROUP;
+constexpr int WALKERS = OUT >= 2 ? 2 : 1, SPAN = 32 * CH;
 constexpr bool FINISHES = OUT == 1 || OUT == 2;
-struct alignas(4 * GROUP) Positions {
-  int at[GROUP];
-};
 
 struct ForwardOut {
   io_t *out;           // (B, [K,] L, E), where OUT finishes
@@ -25,25 +23,37 @@ struct ForwardOut {
 
 enum Visit { ALONE, FIRST, SECOND };
 
+// What TILE steps need from memory for the warp's channels, one tile ahead of its use.
+struct alignas(16) Mail {
+  io_t x[TILE][SPAN], delta[TILE][SPAN];
+  io_t z[GATE ? TILE : 1][SPAN];
+  float partial[OUT >= 2 ? TILE : 1][SPAN];
+  int pos[TILE];
+};
+struct WarpShared {
+  TileBC bc[2];
+  Mail mail[2];
+};
+__device__ __forceinline__ void send16(void *to, const void *from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+               "r"(bytes) : "memory");
+}
+
 struct Walker {
   const Scan &p;
   const ForwardOut &o;
-  TileBC (&sm)[2];
-  const int lane, own, e, floats, values;  // bytes of a row of maps
+  WarpShared &sm;
+  const int lane, base, own, e, floats, values;  // bytes of a row of maps
   const bool live;
   int b, k, group, groups, segment;
-  const io_t *px, *pd, *pz;
   const int *route;
   io_t *out, *ungated;
   float *partial;
   float a[CH][NS], h[CH][NS], skip[CH], bias[CH];
-  raw_t nx[GROUP], nd[GROUP], nz[GROUP];
-  float np[GROUP][CH];
-  Positions at, next;  // of this group and the next
 
-  __device__ __forceinline__ Walker(const Scan &p, const ForwardOut &o, TileBC (&sm)[2])
-      : p(p), o(o), sm(sm), lane(threadIdx.x & 31), own((blockIdx.x % p.tiles * 32 + lane) * CH), e(min(own, p.E - CH)),
-        floats(p.E * sizeof(float)), values(p.E * sizeof(io_t)), live(own < p.E) {
+  __device__ __forceinline__ Walker(const Scan &p, const ForwardOut &o, WarpShared &sm)
+      : p(p), o(o), sm(sm), lane(threadIdx.x & 31), base(blockIdx.x % p.tiles * SPAN), own(base + lane * CH),
+        e(min(own, p.E - CH)), floats(p.E * sizeof(float)), values(p.E * sizeof(io_t)), live(own < p.E) {
     unsigned id = blockIdx.x / p.tiles;
     segment = id % p.segments, id /= p.segments;
     b = id % p.batch, group = id / p.batch;
@@ -52,10 +62,8 @@ struct Walker {
     k = WALKERS == 2 ? o.pairs[2 * group + walker] : group;
     if (WALKERS == 2 && walker) segment = p.segments - 1 - segment;
     // Lanes beyond the channels repeat the last ones, bit for bit, which costs less than to keep them from writing.
-    px = row_of(p.x, b, k) + e, pd = row_of(p.delta, b, k) + e;
-    pz = GATE && FINISHES ? row_of(p.z, b, k) + e : nullptr;
     route = p.route + (long long)k * p.M;
-    partial = o.partial ? o.partial + ((long long)b * groups + group) * p.L * p.E + e : nullptr;
+    partial = o.partial ? o.partial + ((long long)b * groups + group) * p.L * p.E : nullptr;
     const long long to = (o.out_per_route ? (long long)b * p.K + k : b) * p.L * p.E + e;
     out = o.out ? o.out + to : nullptr, ungated = o.ungated ? o.ungated + to : nullptr;
     const long long slot = ((long long)b * p.K + k) * p.segments + segment;
@@ -89,28 +97,37 @@ struct Walker {
       for (int n = 0; n < NS; n++)
         if (n < p.Ns) to[c * p.N + n] = h[c][n];
   }
-  // What a group of steps at these positions will need, on its way.
-  __device__ __forceinline__ void fetch(Positions pos) {
+  // Rows of one stream at the tile's positions (lane / 4 holds one each), into shared memory.
+  template <typename T> __device__ __forceinline__ void send_rows(T (*to)[SPAN], const T *from, int row, int mine) const {
+    constexpr int PER = 16 / sizeof(T), PIECES = SPAN / PER;
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      nx[j] = *(const raw_t *)at_row(px, pos.at[j], p.x.row), nd[j] = *(const raw_t *)at_row(pd, pos.at[j], p.delta.row);
+    for (int i = 0; i < TILE * PIECES / 32; i++) {
+      const int q = i * 32 + lane, t = q / PIECES, c = q % PIECES * PER;
+      const int pos = __shfl_sync(~0u, mine, t * 4);
+      const bool in = base + c < p.E;
+      const T *at = at_row(from, pos, row) + (in ? c : 0);
+      if (MAIL) send16(&to[t][c], at, in ? 16 : 0);
+      else
+        for (int j = 0; j < PER; j++) to[t][c + j] = base + c + j < p.E ? at[j] : from_float<T>(0.f);
     }
   }
-  // What the end of a group of steps will need.
-  template <Visit V> __device__ __forceinline__ void fetch_merge(Positions pos) {
-#pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      if (V == SECOND) load(at_row(partial, pos.at[j], floats), np[j]);
-      if (GATE && V != FIRST && FINISHES) nz[j] = *(const raw_t *)at_row(pz, pos.at[j], p.z.row);
-    }
+  template <Visit V> __device__ __forceinline__ void send(Mail &to, int mine) const {
+    send_rows(to.x, row_of(p.x, b, k) + base, p.x.row, mine);
+    send_rows(to.delta, row_of(p.delta, b, k) + base, p.delta.row, mine);
+    if (GATE && FINISHES && V != FIRST) send_rows(to.z, row_of(p.z, b, k) + base, p.z.row, mine);
+    if (V == SECOND) send_rows(to.partial, (const float *)partial + base, floats, mine);
+    if (lane % 4 == 0) to.pos[lane / 4] = mine;
   }
-  template <Visit V> __device__ __forceinline__ void finish(int pos, float (&y)[CH], const float (&add)[CH], raw_t z) {
-    if (V == SECOND) {
+  template <Visit V> __device__ __forceinline__ void finish(const Mail &mail, int t, float (&y)[CH]) {
+    const int pos = mail.pos[t];
+    if constexpr (V == SECOND) {
+      float left[CH];
+      load(&mail.partial[t][e - base], left);
 #pragma unroll
-      for (int c = 0; c < CH; c++) y[c] += add[c];
+      for (int c = 0; c < CH; c++) y[c] += left[c];
     }
     if constexpr (V == FIRST || !FINISHES) {
-      float *to = at_row(partial, pos, floats);
+      float *to = at_row(partial + e, pos, floats);
       if (OUT == 0 && p.n0) {
         float sum[CH];
         load(to, sum);
@@ -124,75 +141,63 @@ struct Walker {
       if (GATE) {
         if (o.ungated) store(at_row(ungated, pos, values), y);
         float g[CH];
-        widen(z, g);
+        widen(*(const raw_t *)&mail.z[t][e - base], g);
 #pragma unroll
         for (int c = 0; c < CH; c++) y[c] *= silu(g[c]);
       }
       store(at_row(out, pos, values), y);
     }
   }
-  // The steps of group g; GUARD where some lie outside [lo, hi).
-  template <Visit V, bool GUARD> __device__ __forceinline__ void advance(int g, int lo, int hi) {
-    float x[GROUP][CH], s[GROUP][CH];
+  __device__ __forceinline__ void input(const Mail &mail, int t, float (&x)[CH], float (&s)[CH]) const {
+    float d[CH];
+    widen(*(const raw_t *)&mail.x[t][e - base], x), widen(*(const raw_t *)&mail.delta[t][e - base], d);
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      float d[CH];
-      widen(nx[j], x[j]), widen(nd[j], d);
-#pragma unroll
-      for (int c = 0; c < CH; c++) s[j][c] = step_size(d[c], bias[c]);
-    }
-    const Positions pos = at;
-    fetch_merge<V>(at);
-    fetch(next);
-    at = next;
-    next = *(const Positions *)(route + (g + 2) * GROUP);
-    const TileBC &tile = sm[g / GROUPS & 1];
-    const int t0 = g % GROUPS * GROUP;
-#pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
-      float(&y)[CH] = x[j], u[CH];
-#pragma unroll
-      for (int c = 0; c < CH; c++) u[c] = s[j][c] * y[c], y[c] *= skip[c];
-#pragma unroll
-      for (int n = 0; n < NS; n++) {
-        const float B = tile.v[t0 + j][0][n], C = tile.v[t0 + j][1][n];
-#pragma unroll
-        for (int c = 0; c < CH; c++) {
-          h[c][n] = fmaf(ex2(s[j][c] * a[c][n]), h[c][n], u[c] * B);
-          y[c] = fmaf(h[c][n], C, y[c]);
-        }
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      if (GUARD && (g * GROUP + j < lo || g * GROUP + j >= hi)) continue;
-      finish<V>(pos.at[j], x[j], np[j], nz[j]);
-    }
+    for (int c = 0; c < CH; c++) s[c] = step_size(d[c], bias[c]);
   }
   // Steps [lo, hi) of the route.
   template <Visit V> __device__ __forceinline__ void walk(int lo, int hi) {
     if (lo >= hi) return;
-    const int g0 = lo / GROUP, g1 = (hi + GROUP - 1) / GROUP;
-    at = *(const Positions *)(route + g0 * GROUP), next = *(const Positions *)(route + (g0 + 1) * GROUP);
+    const int first = lo / TILE, last = (hi - 1) / TILE;
     const int *tokens = route + lane / 4;
     FetchBC bc(p, b, k, lane);
-    bc.load(p, lane, tokens[g0 / GROUPS * TILE]);
-    int pos = tokens[(g0 / GROUPS + 1) * TILE];
-    fetch(at);
+    int mine = tokens[first * TILE];
+    send<V>(sm.mail[first & 1], mine);
+    bc.load(p, lane, mine);
+    mine = tokens[(first + 1) * TILE];
 #pragma unroll 1
-    for (int g = g0; g < g1; g++) {
-      if (g == g0 || g % GROUPS == 0) {
-        bc.put(sm[g / GROUPS & 1], lane);
-        __syncwarp();
-        bc.load(p, lane, pos);
-        pos = tokens[(g / GROUPS + 2) * TILE];
-        if (o.saved && g * GROUP % CHUNK == 0) {
-          if (g * GROUP >= lo) put(o.saved, ((long long)(g * GROUP / CHUNK) * p.batch + b) * p.K + k);
-        }
+    for (int q = first; q <= last; q++) {
+      const TileBC &tile = sm.bc[q & 1];
+      const Mail &mail = sm.mail[q & 1];
+      bc.put(sm.bc[q & 1], lane);
+      asm volatile("cp.async.wait_all;" ::: "memory");
+      __syncwarp();
+      if (q < last) {
+        send<V>(sm.mail[(q + 1) & 1], mine);
+        bc.load(p, lane, mine);
+        mine = tokens[(q + 2) * TILE];
       }
-      if (g * GROUP >= lo && g * GROUP + GROUP <= hi) advance<V, false>(g, lo, hi);
-      else advance<V, true>(g, lo, hi);
+      if (o.saved && q * TILE % CHUNK == 0 && q * TILE >= lo)
+        put(o.saved, ((long long)(q * TILE / CHUNK) * p.batch + b) * p.K + k);
+      const int t0 = max(lo - q * TILE, 0), t1 = min(hi - q * TILE, TILE);
+      float nx[CH], ns[CH];
+      input(mail, t0, nx, ns);
+#pragma unroll 1  // unrolled twice, it is no faster
+      for (int t = t0; t < t1; t++) {
+        float y[CH], u[CH], s[CH];
+#pragma unroll
+        for (int c = 0; c < CH; c++) s[c] = ns[c], u[c] = s[c] * nx[c], y[c] = skip[c] * nx[c];
+        input(mail, min(t + 1, TILE - 1), nx, ns);  // the next step's size is found beside this step's states
+#pragma unroll
+        for (int n = 0; n < NS; n++) {
+          const float B = tile.v[t][0][n], C = tile.v[t][1][n];
+#pragma unroll
+          for (int c = 0; c < CH; c++) {
+            h[c][n] = fmaf(ex2(s[c] * a[c][n]), h[c][n], u[c] * B);
+            y[c] = fmaf(h[c][n], C, y[c]);
+          }
+        }
+        finish<V>(mail, t, y);
+      }
     }
     __syncwarp();
   }
@@ -200,7 +205,7 @@ struct Walker {
 
 extern "C" __global__ void __launch_bounds__(32 * WALKERS, 12 / WALKERS) scan_forward(const __grid_constant__ Scan p,
                                                                                     const __grid_constant__ ForwardOut o) {
-  __shared__ __align__(16) TileBC sm[WALKERS][2];
+  __shared__ __align__(16) WarpShared sm[WALKERS];
   Walker w(p, o, sm[threadIdx.x >> 5]);
   const Span span(p, w.k, w.segment);
   if constexpr (WALKERS == 1) {
