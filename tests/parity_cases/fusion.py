@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_patch import PatchExpanding, PatchMerging
 from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, join_subgrids, split_subgrids
 from ssmvision.models.fusion_mamba import FusionMamba
+from ssmvision.recipes.fusion.colour import rgb_to_ycrcb, ycrcb_to_rgb
+from ssmvision.recipes.fusion.config import LossConfig
+from ssmvision.recipes.fusion.losses import FusionLoss, published_ms_ssim
+from ssmvision.recipes.fusion.postprocess import official_uint8, stretched
 from tests.golden.fill import fill_state_dict, make_input
 from tests.parity_cases.common import Comparison, compare, load_json
 
@@ -81,6 +86,22 @@ MODULES: dict[str, Callable[[Config], nn.Module]] = {
     "Final_PatchExpand2D": lambda c: PatchExpanding(c["dim"], c["dim_scale"]),
     "VSSM_Fusion": network,
 }
+
+
+def _colour(rgb: Tensor) -> dict[str, Tensor]:
+    there = rgb_to_ycrcb(rgb.permute(0, 2, 3, 1).numpy())
+    arrays = {"out": there, "back": ycrcb_to_rgb(there)}
+    return {name: torch.from_numpy(array).permute(0, 3, 1, 2) for name, array in arrays.items()}
+
+
+def _postprocess(x: Tensor) -> dict[str, Tensor]:
+    image = stretched(x.numpy())
+    arrays = {"out": image, "uint8": official_uint8(image[0, 0])}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+# By the last word of a case's "class": what we compute of its inputs where there are no weights.
+FUNCTIONS: dict[str, Run] = {"YCrCb2RGB": _colour, "test.py": _postprocess}
 CHANNELS_FIRST = {"eca_layer", "LDC", "Cross_layer"}  # in the published code; ours are channels-last throughout
 
 
@@ -104,6 +125,20 @@ def _scan(x: Tensor) -> dict[str, Tensor]:
 def _merge(config: Config, ys: Tensor) -> dict[str, Tensor]:
     size = (config["ori_h"], config["ori_w"])
     return {"out": join_subgrids(_subgrid_maps(ys, *size), size).permute(0, 3, 1, 2).flatten(2)}
+
+
+def _loss(config: Config, vis: Tensor, ir: Tensor, fused: Tensor) -> dict[str, Tensor]:
+    """The published loss, by itself: clamping is done by the published training loop."""
+    weights = {"structure" if k == "ssim" else k: float(v) for k, v in config.get("weights", {}).items()}
+    terms = FusionLoss(replace(LossConfig.published(), clamp=False, **weights))(fused, vis, ir)
+    return {
+        "out": terms.total.reshape(1),
+        "loss_in": terms.intensity.reshape(1),
+        "loss_ssim": terms.structure.reshape(1),
+        "loss_grad": terms.gradient.reshape(1),
+        "msssim_norm": published_ms_ssim(fused, ir).reshape(1),
+        "msssim_raw": published_ms_ssim(fused, ir, normalize=False).reshape(1),
+    }
 
 
 def _outputs(kind: str, module: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
@@ -140,6 +175,10 @@ def _run_case(case: Case, arrays: Arrays, tensors: dict[str, Any] | None) -> Ite
             outputs = _scan(**inputs)
         elif kind == "EfficientMerge":
             outputs = _merge(case["config"], **inputs)
+        elif kind == "Fusionloss":
+            outputs = _loss(case["config"], **inputs)
+        elif kind in FUNCTIONS:
+            outputs = FUNCTIONS[kind](**inputs)
         elif kind in MODULES:
             module = build(case)
             yield from _structure(name, module, case, tensors or {})
