@@ -27,10 +27,13 @@ class EfficientChannelAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
+    def weights(self, x: Tensor) -> Tensor:
+        """Of each image's channels, (B, 1, 1, C)."""
+        return torch.sigmoid(self.conv(x.mean((1, 2)).unsqueeze(1))).unsqueeze(1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        weights = torch.sigmoid(self.conv(x.mean((1, 2)).unsqueeze(1)))
-        return x * weights.unsqueeze(1)
+        return x * self.weights(x)
 
 
 class BiAttention(nn.Module):
@@ -56,7 +59,11 @@ class BiAttention(nn.Module):
         self.global_reduce = nn.Linear(dim, hidden)
         self.channel_select = nn.Linear(hidden, dim)
 
+    def weights(self, *maps: Tensor) -> Tensor:
+        """Of the channels of several maps (B, H, W, C), (B, maps, 1, 1, C)."""
+        pooled = torch.stack([self.norm(x).mean((1, 2), keepdim=True) for x in maps], 1)
+        return torch.sigmoid(self.channel_select(F.gelu(self.global_reduce(pooled))))
+
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        pooled = self.norm(x).mean((1, 2), keepdim=True)
-        return x * torch.sigmoid(self.channel_select(F.gelu(self.global_reduce(pooled))))
+        return x * self.weights(x).squeeze(1)

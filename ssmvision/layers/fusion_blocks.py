@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssmvision.layers.fusion_attention import BiAttention, EfficientChannelAttention
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
+from ssmvision.layers.fusion_norm import StreamNorm
 from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, Gate
 
 __all__ = ["DFEM", "DFFM", "DVSSBlock"]
@@ -42,20 +43,23 @@ class DVSSBlock(nn.Module):
         base_mask: bool = False,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = StreamNorm(dim, eps=eps)
         self.op = ESS2D(dim, d_state)
         self.conv_branch = LearnableDescriptiveConv(dim, dim, base_mask)
         self.self_attention_cross_channel = EfficientChannelAttention()
         self.se = BiAttention(dim)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = StreamNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix positions, then channels."""
         scanned = self.op(self.norm(x))
-        texture = self.conv_branch(scanned + self.self_attention_cross_channel(scanned))
-        x = x + self.drop_path(self.se(scanned) + self.se(texture))
+        attention = self.self_attention_cross_channel.weights(scanned)
+        texture = self.conv_branch(torch.addcmul(scanned, scanned, attention))
+        # Dropping a path by its weights spares passes over the map.
+        first, second = self.drop_path(self.se.weights(scanned, texture)).unbind(1)
+        x = torch.addcmul(torch.addcmul(x, scanned, first), texture, second)
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out
 
@@ -91,8 +95,8 @@ class DFEM(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """Enhance both maps."""
         both, difference = x1 + x2, (x1 - x2).mean((1, 2), keepdim=True)
-        out1: Tensor = self.texture_enhance1(x1) + torch.sigmoid(difference) * both + x1
-        out2: Tensor = self.texture_enhance2(x2) + torch.sigmoid(-difference) * both + x2
+        out1 = torch.addcmul(self.texture_enhance1(x1) + x1, torch.sigmoid(difference), both)
+        out2 = torch.addcmul(self.texture_enhance2(x2) + x2, torch.sigmoid(-difference), both)
         return out1, out2
 
 
@@ -114,8 +118,8 @@ class DFFM(nn.Module):
         self, dim: int, d_state: int = 16, gate: Gate = "own", eps: float = 1e-5, official: bool = False
     ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(dim, eps=eps)
-        self.ln_2 = nn.LayerNorm(dim, eps=eps)
+        self.ln_1 = StreamNorm(dim, eps=eps)
+        self.ln_2 = StreamNorm(dim, eps=eps)
         self.Cross_layer = DFEM(dim, official)
         self.self_attention_cross = CrossModalScan(dim, d_state, gate=gate, unused_gate=official)
         # The published name notwithstanding, this is a channel attention.
@@ -125,5 +129,5 @@ class DFFM(nn.Module):
         """Fuse two maps."""
         enhanced1, enhanced2 = self.Cross_layer(x1, x2)
         fused = self.self_attention_cross(self.ln_1(enhanced1), self.ln_2(enhanced2))
-        out: Tensor = x1 + x2 + fused + self.self_attention_cross_spatial(fused)
-        return out
+        attention = self.self_attention_cross_spatial.weights(fused)
+        return torch.addcmul(x1 + x2 + fused, fused, attention)

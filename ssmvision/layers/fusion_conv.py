@@ -27,6 +27,8 @@ class LearnableDescriptiveConv(nn.Module):
     """
 
     base_mask: nn.Parameter | None
+    learnable_mask: nn.Parameter | None
+    learnable_theta: nn.Parameter | None
 
     def __init__(self, in_channels: int, out_channels: int, base_mask: bool = False) -> None:
         super().__init__()
@@ -37,14 +39,24 @@ class LearnableDescriptiveConv(nn.Module):
         self.register_parameter("base_mask", ones)
 
     def effective_weight(self) -> Tensor:
-        """The kernel (out_channels, in_channels, 3, 3) that the convolution applies."""
+        """The kernel (out_channels, in_channels, 3, 3) that the convolution applies, channels last in memory."""
         weight = self.conv.weight
+        if self.learnable_mask is None or self.learnable_theta is None:
+            return weight
         centre = weight[:, :, 1, 1] * weight.sum((2, 3)) * self.learnable_theta * self.learnable_mask
-        taps = weight.clone() if self.base_mask is None else weight * self.base_mask
+        # As the map is; otherwise every convolution on a GPU would reorder its weights.
+        taps = (weight if self.base_mask is None else weight * self.base_mask).clone(memory_format=torch.channels_last)
         taps[:, :, 1, 1] -= centre
         return taps
 
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """Keep only the effective kernel, for good: afterwards the layer cannot train."""
+        self.conv.weight = nn.Parameter(self.effective_weight(), requires_grad=False)
+        self.learnable_mask = self.learnable_theta = self.base_mask = None
+
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; see the class for shapes."""
-        out = F.conv2d(x.permute(0, 3, 1, 2), self.effective_weight(), padding=1)
+        """Convolve; see the class for shapes. The result has the weights' dtype."""
+        weight = self.effective_weight()
+        out = F.conv2d(x.to(weight.dtype).permute(0, 3, 1, 2), weight, padding=1)
         return out.permute(0, 2, 3, 1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ssmvision.layers.fusion_norm import StreamNorm
+
 __all__ = ["PatchExpanding", "PatchMerging"]
 
 
@@ -15,20 +17,20 @@ class PatchMerging(nn.Module):
     """2x2 pixels side by side, column by column, then LayerNorm and a linear layer to twice the channels.
 
     Shape:
-        (B, H, W, C) -> (B, H // 2, W // 2, 2 C); an odd last row or column is not seen.
+        (B, H, W, C) -> (B, H // 2, W // 2, 2 C), in the input's dtype; an odd last row or column is not seen.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = StreamNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         height, width = x.shape[1] // 2, x.shape[2] // 2
         whole = x[:, : 2 * height, : 2 * width].unflatten(2, (width, 2)).unflatten(1, (height, 2))
-        out: Tensor = self.reduction(self.norm(whole.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-        return out
+        reduced: Tensor = self.reduction(self.norm(whole.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return reduced.to(x.dtype)
 
 
 class PatchExpanding(nn.Module):
@@ -39,7 +41,7 @@ class PatchExpanding(nn.Module):
         scale: of height and width.
 
     Shape:
-        (B, H, W, dim) -> (B, scale H, scale W, dim / scale).
+        (B, H, W, dim) -> (B, scale H, scale W, dim / scale), in the input's dtype.
 
     Raises:
         ValueError: `scale` does not divide `dim`.
@@ -55,6 +57,6 @@ class PatchExpanding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge the map."""
-        pixels = self.expand(x).unflatten(3, (self.scale, self.scale, -1))
-        out: Tensor = self.norm(pixels.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2))
-        return out
+        pixels = self.expand(x.to(self.expand.weight.dtype)).unflatten(3, (self.scale, self.scale, -1))
+        normed: Tensor = self.norm(pixels.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2))
+        return normed.to(x.dtype)

@@ -31,13 +31,14 @@ def split_subgrids(x: Tensor) -> Tensor:
         x: (B, H, W, C).
 
     Returns:
-        (B, 4, h, w, C) with h = ceil(H / 2) and w = ceil(W / 2); an odd map gets a row or column of zeros.
+        (B, 4, h, w, C) with h = ceil(H / 2) and w = ceil(W / 2); an odd map gets a row or column of zeros. In memory
+        the sub-grids come first, so that each is one matrix of all images for the projections of its route.
     """
     height, width = x.shape[1:3]
     if height % 2 or width % 2:
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     pixels = x.unflatten(2, ((width + 1) // 2, 2)).unflatten(1, ((height + 1) // 2, 2))
-    parts: Tensor = pixels.permute(0, 4, 2, 1, 3, 5).flatten(1, 2)
+    parts: Tensor = pixels.permute(4, 2, 0, 1, 3, 5).flatten(0, 1).transpose(0, 1)
     return parts
 
 
@@ -46,6 +47,10 @@ def join_subgrids(parts: Tensor, size: tuple[int, int]) -> Tensor:
     pixels = parts.unflatten(1, (2, 2)).permute(0, 3, 2, 4, 1, 5)
     joined: Tensor = pixels.flatten(3, 4).flatten(1, 2)
     return joined[:, : size[0], : size[1]]
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
 
 
 class SubgridScan(nn.Module):
@@ -57,6 +62,9 @@ class SubgridScan(nn.Module):
         ssm_ratio: inner width E / `dim`.
         backend: of the scan, see `selective_scan_nd`.
     """
+
+    A: Tensor | None
+    A_logs: nn.Parameter | None
 
     def __init__(self, dim: int, d_state: int = 16, ssm_ratio: float = 2.0, backend: str = "auto") -> None:
         super().__init__()
@@ -70,6 +78,7 @@ class SubgridScan(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(routes, inner))
         self.A_logs = nn.Parameter(torch.empty(routes * inner, d_state))
         self.Ds = nn.Parameter(torch.empty(routes * inner))
+        self.register_buffer("A", None)
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.reset_ssm_parameters()
@@ -82,12 +91,38 @@ class SubgridScan(nn.Module):
         nn.init.uniform_(self.dt_projs_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         bias = inverse_softplus_dt(self.dt_projs_bias.numel(), device=self.dt_projs_bias.device)
         self.dt_projs_bias.copy_(bias.view_as(self.dt_projs_bias))
-        self.A_logs.copy_(torch.log(torch.arange(1, self.d_state + 1, dtype=torch.float32)).expand_as(self.A_logs))
+        rates = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        if self.A_logs is not None:
+            self.A_logs.copy_(torch.log(rates).expand_as(self.A_logs))
         self.Ds.fill_(1.0)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that Mamba's authors exclude from weight decay."""
         return {"A_logs", "Ds", "dt_projs_bias"}
+
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """Leave out, for good, what a forward without gradients need not compute anew: afterwards it cannot train.
+
+        The low rank of the step sizes is filled up with zeros to a multiple of 8, which matrix units ask for.
+        """
+        if self.A is not None:
+            return
+        missing = -self.dt_rank % 8
+        low, rest = self.x_proj_weight.split([self.dt_rank, 2 * self.d_state], 1)
+        self.A = self._decay_rates().clone()
+        self.x_proj_weight = _constant(torch.cat((F.pad(low, (0, 0, 0, missing)), rest), 1))
+        self.dt_projs_weight = _constant(F.pad(self.dt_projs_weight, (0, missing)))
+        self.dt_rank += missing
+        self.A_logs = None
+
+    def _decay_rates(self) -> Tensor:
+        """A (4, E, N), at least float32."""
+        if self.A_logs is None:
+            assert self.A is not None
+            return self.A
+        logs = self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))
+        return -torch.exp(logs).unflatten(0, (len(ROUTES), -1))
 
     def _convolve(self, x: Tensor) -> Tensor:
         """SiLU of the depthwise convolution, (B, H, W, E) -> the same."""
@@ -99,17 +134,17 @@ class SubgridScan(nn.Module):
         The zeros that fill up an odd map are steps of the published scan, in which the state decays.
         """
         parts = split_subgrids(u)
-        grid = parts.shape[2:4]
-        projected = torch.matmul(parts.flatten(2, 3), self.x_proj_weight.transpose(1, 2))
+        batch, _, *grid, _ = parts.shape
+        projected = torch.bmm(parts.transpose(0, 1).flatten(1, 3), self.x_proj_weight.transpose(1, 2))
         low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
-        delta = torch.matmul(low, self.dt_projs_weight.transpose(1, 2))
-        A = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
+        delta = torch.bmm(low, self.dt_projs_weight.transpose(1, 2))
+        delta, B, C = (t.unflatten(1, (batch, *grid)).transpose(0, 1) for t in (delta, B, C))
         y = selective_scan_nd(
             parts,
-            delta.unflatten(2, grid),
-            A.unflatten(0, (len(ROUTES), -1)),
-            B.unflatten(2, grid),
-            C.unflatten(2, grid),
+            delta,
+            self._decay_rates(),
+            B,
+            C,
             self.Ds.unflatten(0, (len(ROUTES), -1)),
             delta_bias=self.dt_projs_bias,
             delta_softplus=True,

@@ -7,18 +7,21 @@ Another network of this name, for pan-sharpening (arXiv 2404.07932), is not mean
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssmvision.layers.fusion_blocks import DFFM, DVSSBlock
+from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_patch import PatchExpanding, PatchMerging
-from ssmvision.layers.fusion_scan import Gate
+from ssmvision.layers.fusion_scan import Gate, SubgridScan
 from ssmvision.models.fusion_mamba_official import lean_state
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["FusionMamba"]
 
 PATCH = 4
+# What `for_inference` gives another dtype: the blocks, without the parameters that the scan reads in its own.
+BLOCKS, WIDE = ("layers", "Cross_block"), (".Ds", ".dt_projs_bias")
 TINY: dict[str, Any] = {"depths": (2, 2, 1, 2), "depths_decoder": (2, 1, 2, 2)}
 
 
@@ -192,6 +197,26 @@ class FusionMamba(nn.Module):
         """
         return dict(state_dict) if self.faithful else lean_state(state_dict, self.gate)
 
+    def for_inference(self, dtype: torch.dtype = torch.float32) -> Self:
+        """A copy in evaluation mode that only infers, with everything computed that depends on weights alone.
+
+        LDC kernels are multiplied out, decay rates exponentiated, and blocks compute in `dtype`; the stream of
+        residuals between them, the embeddings, the head and the scans' states stay as wide as they are, so that the
+        fused image is not rounded to `dtype`. The copy has other parameters: it can neither be trained nor saved.
+
+        Args:
+            dtype: of the blocks' weights and activations: float32 (or float64, for a network of that dtype), bfloat16
+                or float16.
+        """
+        fast = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in fast.modules():
+            if isinstance(module, SubgridScan | LearnableDescriptiveConv):
+                module.fold_()
+        for name, parameter in fast.named_parameters():
+            if name.startswith(BLOCKS) and not name.endswith(WIDE):
+                parameter.data = parameter.data.to(dtype)
+        return fast
+
     def encode(self, x1: Tensor, x2: Tensor) -> tuple[list[Tensor], Tensor]:
         """Both images through the shared encoder.
 
@@ -202,7 +227,8 @@ class FusionMamba(nn.Module):
             per stage, finest first, its input (2 B, h, w, C), the second image's half after the first's; and the sum of
             both images' coarsest maps (B, h, w, C).
         """
-        x = torch.cat((self.patch_embed1(x1), self.patch_embed2(x2)))
+        # Autocast must not narrow the stream of residuals.
+        x = torch.cat((self.patch_embed1(x1), self.patch_embed2(x2))).to(x1.dtype)
         skips = []
         for stage in self.layers:
             skips.append(x)
@@ -218,8 +244,15 @@ class FusionMamba(nn.Module):
         for i, stage in enumerate(self.layers_up):
             level = len(skips) - i
             x = stage(x + self.Cross_block[str(level)](*skips[level].chunk(2)) if i else x)
-        fused: Tensor = self.final_conv(self.final_up(x).permute(0, 3, 1, 2)) + 2 * first + 2 * second
+        fused = torch.add(self._head(x), first + second, alpha=2)
         return fused[..., :height, :width]
+
+    def _head(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) of the finest map -> (B, 1, H, W)."""
+        weight, bias = self.final_conv.weight, self.final_conv.bias
+        # A 1x1 convolution to one channel is a product, and of a channels-last map not a fast one as a convolution.
+        pixels = F.linear(self.final_up(x), weight.flatten(1), bias)
+        return pixels.permute(0, 3, 1, 2)
 
     def _checked(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
         """Height and width of the images."""
