@@ -15,25 +15,11 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssmvision.recipes.devices import pick_device
+from ssmvision.recipes.segmentation.spacing import SpacedNetwork, case_spacing
 from ssmvision.recipes.segmentation.weights import ModelCard, open_model
 
-__all__ = ["Predictor", "load_model", "pick_device", "sliding_logits"]
-
-
-def pick_device(name: str) -> torch.device:
-    """The named device; "auto" is the first GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: torch knows no such device, or sees none of that kind.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
-        reason = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"device {name!r} cannot be used ({reason}); give another, such as 'cpu' or 'auto'") from error
-    return torch.device(name)
+__all__ = ["Predictor", "load_model", "sliding_logits"]
 
 
 def sliding_logits(
@@ -108,6 +94,7 @@ class Predictor:
             raise ValueError(f"mirror_axes is {tuple(mirror_axes)}, expected different axes among 0 to {dims - 1}")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.network, self.card = network.to(self.device).eval(), card
+        self.spaced = SpacedNetwork(self.network, card.architecture)
         # A network made by hand need not have the switch; ours then skip the heads that nobody reads.
         switchable: Any = self.network
         if hasattr(switchable, "deep_supervision"):
@@ -134,12 +121,22 @@ class Predictor:
         if not bool(torch.isfinite(data).all()):
             raise ValueError("image has voxels that are not finite; replace them first")
         how = self.card.preprocessing
+        stored = affine
         if affine is None:
             how, affine = replace(how, orientation=None, spacing_mm=None), np.eye(4)
         prepared: MetaTensor = how.image(data, affine)
+        self.spaced.set_spacing(
+            self._planned() if stored is None else case_spacing(prepared, len(self.card.patch_size)).tolist()
+        )
         with torch.inference_mode():
             result = self._within_memory(prepared.as_tensor()[None].float())
         return how.restore(result[0].cpu(), prepared)
+
+    def _planned(self) -> list[float]:
+        """The spacing that cases are resampled to; of an axis that keeps its own, the reference."""
+        reference = self.spaced.reference_mm or ()
+        target = self.card.preprocessing.spacing_mm or (-1.0,) * len(reference)
+        return [edge if edge > 0 else usual for edge, usual in zip(target, reference, strict=False)]
 
     def plans(self) -> list[tuple[torch.device, torch.device]]:
         """(device of the windows, device of the whole volume), in the order in which they are tried."""

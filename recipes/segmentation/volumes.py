@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 
-__all__ = ["Grid", "Volume", "check_same_grid", "read_image", "read_label_map"]
+__all__ = ["RGB24", "Grid", "Volume", "check_same_grid", "read_array", "read_image", "read_label_map"]
 
 # Affines may differ by rounding in other tools; further apart than this share of a voxel edge they describe different
 # places (a half-voxel shift, the commonest convention mistake, must be caught).
 TOLERANCE_VOXELS = 0.25
 DEFLATE_MAX_RATIO = 1032
+RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 MILLIMETRES = {"unknown": 1.0, "meter": 1e3, "mm": 1.0, "micron": 1e-3}
 
 
@@ -59,7 +60,7 @@ class Volume:
     grid: Grid
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, colour: bool) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     if not path.name.lower().endswith((".nii", ".nii.gz")):
@@ -68,7 +69,7 @@ def _open(path: Path) -> Any:
         image = nibabel.load(path)
     except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: not a readable NIfTI file ({_first_line(error)}); fetch or export it again") from None
-    _check_header(path, image)
+    _check_header(path, image, colour)
     return image
 
 
@@ -76,10 +77,10 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _check_header(path: Path, image: Any) -> None:
+def _check_header(path: Path, image: Any, colour: bool) -> None:
     """Bounds what the header promises by the real file size before any voxel is allocated."""
     shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
-    if dtype.names is not None or dtype.kind not in "iuf":
+    if dtype.kind not in "iuf" and not (colour and dtype == RGB24):
         raise UserError(f"{path}: voxels are of type {dtype}; save the image with integer or float voxels")
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise UserError(f"{path}: the header gives the shape {shape}; expected 2 to 4 axes of at least one voxel")
@@ -105,9 +106,20 @@ def _check_stream(path: Path) -> None:
                 pass
 
 
-def _load(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Voxels with one to four axes brought to (X, Y, Z[, C]) and the grid."""
-    image = _open(path)
+def read_array(path: Path, colour: bool = False) -> tuple[NDArray[Any], Grid]:
+    """Reads a file's voxels as they are, with the scale factors of its header.
+
+    Args:
+        path: .nii or .nii.gz file.
+        colour: take voxels of red, green and blue (RGB24) too.
+
+    Returns:
+        (X, Y, Z), or (X, Y, Z, C) of a file with four axes or, C = 3, with colour; and the grid.
+
+    Raises:
+        UserError: missing, damaged, of another type, or without a usable geometry.
+    """
+    image = _open(path, colour)
     try:
         data = np.asanyarray(image.dataobj)
         _check_stream(path)
@@ -117,6 +129,8 @@ def _load(path: Path) -> tuple[NDArray[Any], Grid]:
         ) from None
     stored_2d = data.ndim == 2
     data = data[..., None] if stored_2d else data
+    if data.dtype.names is not None:
+        data = np.stack([data[name] for name in "RGB"], -1)
     factor = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([factor, factor, factor, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
     x, y, z = data.shape[:3]
@@ -134,7 +148,7 @@ def read_image(paths: Sequence[Path | str], channels: Sequence[str] | None = Non
         UserError: a file is missing, corrupt, has non-finite voxels, lies on another grid than the first, or the
             number of channels is wrong.
     """
-    arrays, grids = zip(*(_load(Path(path)) for path in paths), strict=True)
+    arrays, grids = zip(*(read_array(Path(path)) for path in paths), strict=True)
     grid: Grid = grids[0]
     for other in grids[1:]:
         check_same_grid(other, grid)
@@ -200,7 +214,7 @@ def read_label_map(
     Raises:
         UserError: unreadable, non-integer or unknown ids (with their counts), or another grid than `like`.
     """
-    data, grid = _load(Path(path))
+    data, grid = read_array(Path(path))
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     if data.ndim != 3:
