@@ -15,6 +15,8 @@ from ssmvision.recipes.segmentation.config import ModelConfig
 __all__ = ["Topology", "build_network", "plan_network", "plan_topology"]
 
 NETWORKS = ("UMambaBot", "UMambaEnc")
+# The same networks with the mixer "s4nd", which take the spacing of their images.
+SPACED = {"UMambaBot": "USegS4NDBot", "UMambaEnc": "USegS4NDEnc"}
 MIN_EDGE = 4
 
 
@@ -59,10 +61,10 @@ def plan_topology(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> Top
 def plan_network(
     config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float], channels: int, classes: int
 ) -> dict[str, Any]:
-    """Name and constructor arguments of the network, as plain JSON values.
+    """Name and constructor arguments of the network, as plain JSON values; with "s4nd" its reference spacing too.
 
     Raises:
-        UserError: stages disagree, or the patch does not divide by the strides.
+        UserError: stages disagree, the patch does not divide by the strides, or the reference spacing does not fit.
     """
     dims = len(patch_size)
     planned = plan_topology(patch_size, spacing_mm)
@@ -101,7 +103,22 @@ def plan_network(
     }
     if config.name == "UMambaEnc":
         arguments["input_size"] = list(patch_size)
-    return {"name": config.name, "arguments": arguments}
+    return {"name": config.name, "arguments": arguments, **_reference(config, spacing_mm)}
+
+
+def _reference(config: ModelConfig, spacing_mm: Sequence[float]) -> dict[str, list[float]]:
+    """The reference spacing of a network that asks for spacings."""
+    given, axes = config.reference_spacing_mm, len(spacing_mm)
+    if config.mixer != "s4nd":
+        if given is not None:
+            raise UserError(
+                f"model.reference_spacing_mm: {list(given)} has no use with mixer {config.mixer!r}; "
+                "leave it out or set model.mixer to s4nd"
+            )
+        return {}
+    if given is not None and (len(given) != axes or not all(0 < edge < math.inf for edge in given)):
+        raise UserError(f"model.reference_spacing_mm: {list(given)} does not fit; give {axes} sizes above 0 in mm")
+    return {"reference_spacing_mm": [float(edge) for edge in given or spacing_mm]}
 
 
 def _limit(strides: Sequence[tuple[int, ...]], features: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
@@ -122,13 +139,16 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: an unknown name or arguments that its constructor refuses.
     """
-    from ssmvision.models import umamba
+    from ssmvision.models import umamba, useg_s4nd
 
     name = architecture["name"]
     if name not in NETWORKS:
         raise UserError(f"model.name: {name!r} is unknown; use one of {', '.join(NETWORKS)}")
     try:
-        network = getattr(umamba, name)(**architecture["arguments"])
+        arguments = architecture["arguments"]
+        spaced = arguments.get("mixer") == "s4nd"
+        kind = getattr(useg_s4nd, SPACED[name]) if spaced else getattr(umamba, name)
+        network = kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"model {name}: {error}") from error
     if not isinstance(network, nn.Module):

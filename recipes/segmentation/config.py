@@ -64,6 +64,10 @@ class ModelConfig:
         mixer: "mamba"; "s4nd" for a global S4ND convolution in its place (USegS4NDBot, USegS4NDEnc); or "none" for the
             same network without its state-space layers.
         deep_supervision: train every decoder resolution, not only the finest.
+        reference_spacing_mm: for the mixer "s4nd" only: voxel size per axis at which its kernels reach as they were
+            initialised. A case of another size gets kernels sampled at size / reference along each axis, so that they
+            keep their reach in mm. Null: the size that cases are resampled to (`data.spacing_mm`), where each keeps its
+            own the median of the training cases.
     """
 
     name: Literal["UMambaBot", "UMambaEnc"] = "UMambaBot"
@@ -74,6 +78,7 @@ class ModelConfig:
     n_conv_per_stage_decoder: int = 2
     mixer: Literal["mamba", "s4nd", "none"] = "mamba"
     deep_supervision: bool = True
+    reference_spacing_mm: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

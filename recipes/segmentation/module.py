@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import TrainerConfig
 from ssmvision.recipes.segmentation.infer import sliding_logits
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
+from ssmvision.recipes.segmentation.spacing import SpacedNetwork
 
 __all__ = ["SegmentationModule", "deep_supervision_weights", "parameter_groups"]
 
@@ -52,16 +54,23 @@ class SegmentationModule(LightningModule):
         config: optimiser and length.
         labels: name to id, background included.
         patch_size: of the windows in validation.
+        architecture: that the network was built from; its reference spacing counts.
 
     Attributes:
         validation: mean Dice per class of the latest validation, NaN where no case has the class.
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainerConfig, labels: dict[str, int], patch_size: tuple[int, ...]
+        self,
+        network: nn.Module,
+        config: TrainerConfig,
+        labels: dict[str, int],
+        patch_size: tuple[int, ...],
+        architecture: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.network, self.config, self.patch_size = network, config, patch_size
+        self.spaced = SpacedNetwork(network, architecture)
         self.classes = {name: i for name, i in labels.items() if i != 0}
         self.criterion = DiceCELoss(
             include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
@@ -77,7 +86,7 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of a batch of patches; stops the run if it is not finite."""
-        loss = self.loss(self.network(batch["image"]), batch["label"])
+        loss = self.loss(self.spaced(batch["image"], batch["spacing_mm"]), batch["label"])
         if not bool(torch.isfinite(loss)):
             self._stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, batch["image"]))
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -107,6 +116,7 @@ class SegmentationModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Dice per class of one whole volume, by sliding windows; NaN where nobody marks the class."""
+        self.spaced.set_spacing(batch["spacing_mm"][0, : len(self.patch_size)].tolist())
         logits = sliding_logits(self._finest, batch["image"], self.patch_size)
         prediction, label = logits.argmax(1), batch["label"][:, 0]
         dice = []

@@ -27,7 +27,8 @@ class SlicePatch(Randomizable):
         patch_size: two sizes in voxels.
 
     Shape:
-        {"image": (C, X, Y, Z), "label": (1, X, Y, Z)} -> {"image": (C, *patch), "label": (1, *patch)}.
+        {"image": (C, X, Y, Z), "label": (1, X, Y, Z), "spacing_mm": (3,)} ->
+        {"image": (C, *patch), "label": (1, *patch), "spacing_mm": (2,)}.
     """
 
     def __init__(self, config: AugmentConfig, patch_size: Sequence[int]) -> None:
@@ -50,7 +51,11 @@ class SlicePatch(Randomizable):
         result = self.spatial(np.ascontiguousarray(np.moveaxis(image, 0, -1)), [label[0]], seed=seed)
         self.intensity.set_random_state(seed=seed)
         changed = self.intensity({"image": result["image"]})["image"]
-        return {"image": getattr(changed, "as_tensor", lambda: changed)().float(), "label": result["masks"][0][None]}
+        return {
+            "image": getattr(changed, "as_tensor", lambda: changed)().float(),
+            "label": result["masks"][0][None],
+            "spacing_mm": data["spacing_mm"][:2],
+        }
 
     def _inside(self, indices: Sequence[Any], shape: Sequence[int]) -> tuple[int, int, int]:
         """A voxel that the patch must hold."""

@@ -101,7 +101,8 @@ def run(config: TrainConfig) -> RunResult:
     preprocessing, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
     architecture = plan_network(config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels))
     seed_everything(config.trainer.seed, workers=True, verbose=False)
-    module = SegmentationModule(build_network(architecture), config.trainer, dataset.labels, config.patch_size)
+    network = build_network(architecture)
+    module = SegmentationModule(network, config.trainer, dataset.labels, config.patch_size, architecture)
     prepare_folder(config)
     console = Console(stderr=True)
     announce(console, config, dataset, module, architecture)
@@ -192,6 +193,7 @@ def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "image": case["image"].as_tensor()[None].float(),
         "label": case["label"].as_tensor()[None],
+        "spacing_mm": case["spacing_mm"][None],
         "case": case["case"],
     }
 

@@ -32,6 +32,7 @@ from torch.utils.data import Dataset, Sampler
 from ssmvision.recipes.segmentation.config import AugmentConfig
 from ssmvision.recipes.segmentation.datalist import Case
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
+from ssmvision.recipes.segmentation.spacing import case_spacing
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
 
 __all__ = ["CaseDataset", "EpochSampler", "PatchDataset", "ReadCase", "patch_transforms", "prepare_transforms"]
@@ -42,7 +43,9 @@ MAX_INDICES = 10_000
 
 
 class ReadCase(Transform):
-    """Reads and preprocesses a `Case`: {"image": (C, X, Y, Z) float32, "label": (1, X, Y, Z) int64, "case": id}.
+    """Reads and preprocesses a `Case`.
+
+    It becomes {"image": (C, X, Y, Z) float32, "label": (1, X, Y, Z) int64, "spacing_mm": (3,) float32, "case": id}.
 
     Args:
         preprocessing: grid and intensity scale.
@@ -58,9 +61,11 @@ class ReadCase(Transform):
         volume = read_image(case.images, self.channels)
         labels, _ = read_label_map(cast(Any, case.label), self.labels, volume.grid)
         affine = volume.grid.affine
+        image = self.preprocessing.image(volume.data, affine)
         return {
-            "image": self.preprocessing.image(volume.data, affine),
+            "image": image,
             "label": self.preprocessing.label(labels, affine),
+            "spacing_mm": case_spacing(image, 3),
             "case": case.id,
         }
 
@@ -69,9 +74,10 @@ class PlainTensors(MapTransform):
     """Drops MONAI's metadata, which batches do not need: image float32, label int64."""
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
-        """Keeps image and label only."""
+        """Keeps image, label and spacing only."""
         image, label = (data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key] for key in KEYS)
-        return {"image": image.float().contiguous(), "label": label.long().contiguous()}
+        tensors = {"image": image.float().contiguous(), "label": label.long().contiguous()}
+        return tensors | {"spacing_mm": data["spacing_mm"]}
 
 
 def prepare_transforms(read: ReadCase, patch_size: Sequence[int], classes: int) -> Compose:

@@ -44,7 +44,7 @@ def test_shapes_types_and_repeatability(root: Path, size: tuple[int, ...]) -> No
     first, second, other = (patches(root, config, size, seed) for seed in (0, 0, 1))
     ahead = first[5]  # items depend on their index alone, not on what was drawn before
     for i in range(5):
-        assert set(second[i]) == {"image", "label"}
+        assert set(second[i]) == {"image", "label", "spacing_mm"}
     for key, dtype in (("image", torch.float32), ("label", torch.int64)):
         assert ahead[key].shape == (1, *size)
         assert ahead[key].dtype == dtype
