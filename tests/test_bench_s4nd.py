@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from ssmvision.bench import s4nd, s4nd_cpu, s4nd_gpu
 from ssmvision.bench.floors import H200
-from ssmvision.bench.s4nd import Figures, Row, errors_of, table
+from ssmvision.bench.s4nd import Exact, Figures, Row, table
 from ssmvision.bench.s4nd_config import BenchS4NDConfig
-from ssmvision.bench.s4nd_shapes import DEPTHWISE, FFT, OURS, SHAPES, Map, contestants, make_inputs, part_of
+from ssmvision.bench.s4nd_shapes import DEPTHWISE, FFT, MATMUL, OURS, SHAPES, Map, contestants, make_inputs, part_of
 from ssmvision.cli import main
 
 SMALL = {"plane": Map("", 2, 6, (5, 8)), "volume": Map("", 1, 5, (4, 6, 5)), "line": Map("", 3, 4, (9,))}
@@ -47,13 +47,14 @@ def test_depthwise_convolution_keeps_the_grid_and_has_seven_taps_an_axis() -> No
 def test_errors_are_those_of_the_computation(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(s4nd.REFERENCE_VALUES, "cpu", limit)
     inputs = make_inputs(SMALL["plane"], dtype, "cpu")
-    out, worst = errors_of(inputs, contestants(inputs, "toeplitz", "auto")[OURS]())
+    exact = Exact(inputs)
+    out, worst = exact.errors_of(contestants(inputs, "toeplitz", "auto")[OURS]())
     low, high = (1e-9, 1e-6) if dtype == torch.float32 else (1e-4, 1e-2)
     assert low < out <= worst < high
     wrong = contestants(inputs, "toeplitz", "auto")[OURS]()
     forward = wrong.forward
     wrong.forward = lambda: forward() * 1.5
-    assert errors_of(inputs, wrong)[0] == pytest.approx(0.5, rel=0.02)
+    assert exact.errors_of(wrong)[0] == pytest.approx(0.5, rel=0.02)
 
 
 def test_part_holds_whole_features() -> None:
@@ -106,7 +107,9 @@ def test_command_measures_and_writes(
             assert figures["peak_mib"] > 0
             assert figures["error"] is None if name == DEPTHWISE else figures["error"] < 1e-5
     assert main(["bench", "s4nd", "--shapes", "tiny", "--repeats", "1", "--backend", "fft", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["backend"] == "fft"
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert row["backend"] == "fft"
+    assert list(row["figures"]) == [OURS, MATMUL, FFT, DEPTHWISE]
 
 
 def test_sizes_on_a_gpu() -> None:
@@ -115,18 +118,24 @@ def test_sizes_on_a_gpu() -> None:
 
 
 def test_rows_of_a_gpu_without_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU's path with its graphs, clock and memory counter replaced; the FFT runs out of memory."""
+    """The GPU's path with its graphs, clock and memory counter replaced: the FFT runs out of memory, depthwise long."""
     monkeypatch.setitem(SHAPES, "tiny", SMALL["plane"])
     inputs = make_inputs(SMALL["plane"], torch.float32, "cpu")
     held: list[int] = []
 
     def peak(work: Callable[[], object], base: int) -> float:
         held.append(base)
-        if len(held) == 3:
+        if len(held) == 5:
             raise torch.OutOfMemoryError
         work()
         return 7.0
 
+    def once(work: Callable[[], object]) -> float:
+        work()
+        calls.append(work)
+        return 10.0 if len(calls) <= 4 else 60_000.0 + len(calls) % 3
+
+    calls: list[object] = []
     replaced = {
         "side_stream": nullcontext,
         "make_inputs": lambda shape, dtype, device: inputs,
@@ -134,7 +143,8 @@ def test_rows_of_a_gpu_without_its_clock(monkeypatch: pytest.MonkeyPatch) -> Non
         "in_turns_us": lambda works: [float(i + 1) for i, work in enumerate(works) if work() is not None],
         "peak_mib": peak,
         "device_rates": lambda: H200,
-        "chosen_backend": lambda shape, dtype, device, wish: device,
+        "chosen_backend": lambda shape, dtype, device, config: device,
+        "_once_us": once,
     }
     for name, value in replaced.items():
         monkeypatch.setattr(s4nd_gpu, name, value)
@@ -143,14 +153,16 @@ def test_rows_of_a_gpu_without_its_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [(row.step, row.backend) for row in rows] == [("forward", "cuda"), ("forward + backward", "cuda")]
     for row in rows:
         assert row.figures[FFT] == "out of memory"
-        ours, depthwise = row.figures[OURS], row.figures[DEPTHWISE]
+        ours, matmul, depthwise = row.figures[OURS], row.figures[MATMUL], row.figures[DEPTHWISE]
         assert isinstance(ours, Figures)
+        assert isinstance(matmul, Figures)
         assert isinstance(depthwise, Figures)
-        assert (ours.us, depthwise.us, ours.median_us, ours.peak_mib) == (1.0, 2.0, None, 7.0)
+        assert (ours.us, matmul.us, depthwise.us, ours.median_us, ours.peak_mib) == (1, 2, 60_001, None, 7)
         assert ours.error is not None
         assert 0 < ours.error < 1e-5
         assert depthwise.error is None
     assert "out of memory" in table(rows)
+    assert "matmul / ours" in table(rows)
 
 
 def test_floor_on_a_gpu_is_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:

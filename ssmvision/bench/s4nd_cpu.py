@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ssmvision.bench.contestants import Contestant
-from ssmvision.bench.s4nd import MAPS_MOVED, PASSES, Figures, Row, errors_of
+from ssmvision.bench.s4nd import MAPS_MOVED, PASSES, Exact, Figures, Row
 from ssmvision.bench.s4nd_config import BenchS4NDConfig
 from ssmvision.bench.s4nd_shapes import DEPTHWISE, SHAPES, Map, contestants, make_inputs
 from ssmvision.kernels import registry
@@ -30,11 +30,13 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
     """Both passes of one shape, all contestants in turns."""
     shape = SHAPES[name]
     inputs = make_inputs(shape, getattr(torch, dtype), "cpu")
-    runs = {key: make() for key, make in contestants(inputs, config.backend, config.precision).items()}
-    errors = {key: errors_of(inputs, run) for key, run in runs.items() if key != DEPTHWISE}
+    backend = chosen_backend(shape, dtype, "cpu", config)
+    makers = contestants(inputs, config.backend, config.precision, matmul=backend != "toeplitz")
+    runs = {key: make() for key, make in makers.items()}
+    exact = Exact(inputs)
+    errors = {key: exact.errors_of(run) for key, run in runs.items() if key != DEPTHWISE}
     copy = torch.empty_like(inputs["u"])
     works: list[Callable[[], object]] = [lambda: copy.copy_(inputs["u"])]
-    backend = chosen_backend(shape, dtype, "cpu", config.backend)
     rows = []
     for step, title in enumerate(PASSES):
         passes = [_forward(run) if step == 0 else run.training for run in runs.values()]
@@ -49,10 +51,11 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
     return rows
 
 
-def chosen_backend(shape: Map, dtype: str, device: str, wish: str) -> str:
+def chosen_backend(shape: Map, dtype: str, device: str, config: BenchS4NDConfig) -> str:
     """Which backend ours runs with."""
-    forced = wish not in ("auto", "fft")
-    request = ConvRequest(device, getattr(torch, dtype), shape.grid, shape.channels, forced=forced)
+    wish, forced = config.backend, config.backend not in ("auto", "fft")
+    known = {"systems": shape.channels, "precision": config.precision, "forced": forced}
+    request = ConvRequest(device, getattr(torch, dtype), shape.grid, **known)  # type: ignore[arg-type]
     return registry.choose(OP, request, wish).name
 
 

@@ -14,9 +14,20 @@ from torch import Tensor
 from ssmvision.bench.contestants import Contestant, Inputs
 from ssmvision.kernels.s4nd import long_conv_nd
 
-__all__ = ["DEPTHWISE", "FFT", "OURS", "SHAPES", "Map", "contestants", "global_conv", "make_inputs", "part_of"]
+__all__ = [
+    "DEPTHWISE",
+    "FFT",
+    "MATMUL",
+    "OURS",
+    "SHAPES",
+    "Map",
+    "contestants",
+    "global_conv",
+    "make_inputs",
+    "part_of",
+]
 
-OURS, FFT, DEPTHWISE = "ours", "FFT", "depthwise 7^d"
+OURS, MATMUL, FFT, DEPTHWISE = "ours", "matmul", "FFT", "depthwise 7^d"
 EDGE = 7
 CONVS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -108,10 +119,14 @@ def _depthwise(inputs: Inputs) -> Contestant:
     return Contestant(DEPTHWISE, convolve, leaves, inputs["dout"])
 
 
-def contestants(inputs: Inputs, backend: str, precision: str) -> dict[str, Callable[[], Contestant]]:
-    """By name, how to make each of them ready."""
+def contestants(
+    inputs: Inputs, backend: str, precision: str, matmul: bool = False
+) -> dict[str, Callable[[], Contestant]]:
+    """By name, how to make each of them ready; with `matmul`, plain matrix products too, if ours is another engine."""
+    plain = {MATMUL: partial(global_conv, MATMUL, inputs, "toeplitz", precision)} if matmul else {}
     return {
         OURS: partial(global_conv, OURS, inputs, backend, precision),
+        **plain,
         FFT: partial(global_conv, FFT, inputs, "fft"),
         DEPTHWISE: partial(_depthwise, inputs),
     }
