@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
 _CLI = "ssmvision.cli"
 
@@ -60,6 +61,14 @@ COMMANDS = (
         "score label volumes against reference labels",
         f"{_SEGMENTATION}.config:EvaluateConfig",
         f"{_SEGMENTATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "fuse",
+        "fuse two registered images, volumes, or folders of them, in colour where there is colour",
+        f"{_FUSION}.fuse_config:FuseConfig",
+        f"{_FUSION}.fuse:run",
         positional=True,
         extra="recipes",
     ),
@@ -127,6 +136,12 @@ COMMANDS = (
         "time a model beside a vision transformer on a GPU: throughput, memory, latency",
         "ssmvision.bench.config:BenchVimConfig",
         "ssmvision.bench.vim:run",
+    ),
+    Command(
+        "bench fusion",
+        "time FusionMamba's inference and training, eagerly and as a CUDA graph",
+        "ssmvision.bench.fusion_config:BenchFusionConfig",
+        "ssmvision.bench.fusion:run",
     ),
 )
 

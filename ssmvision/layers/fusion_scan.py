@@ -122,7 +122,8 @@ class SubgridScan(nn.Module):
             assert self.A is not None
             return self.A
         logs = self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))
-        return -torch.exp(logs).unflatten(0, (len(ROUTES), -1))
+        rates: Tensor = -torch.exp(logs).unflatten(0, (len(ROUTES), -1))
+        return rates
 
     def _convolve(self, x: Tensor) -> Tensor:
         """SiLU of the depthwise convolution, (B, H, W, E) -> the same."""
