@@ -18,7 +18,7 @@ if __name__ == "__main__":  # `tests` becomes importable, and `tests/packaging` 
 from tests.parity_cases.common import Comparison
 
 # One module per folder format; each has matches(folder) and run(folder), which yields comparisons case by case.
-FORMATS = ("vim", "umamba", "s4nd", "ss2d", "vmamba", "fusion", "fusion_metrics")
+FORMATS = ("vim", "umamba", "s4nd", "ss2d", "vmamba", "fusion", "fusion_metrics", "nnunet_plans")
 
 
 def run_folder(folder: Path) -> Iterator[Comparison]:

@@ -28,17 +28,17 @@ class Topology:
     kernel_sizes: tuple[tuple[int, ...], ...]
 
 
-def plan_topology(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> Topology:
+def plan_topology(patch_size: Sequence[float], spacing_mm: Sequence[float]) -> Topology:
     """Halves the finest axes until patches get too small (Isensee et al., nnU-Net, arXiv 1904.08128, section 2.3).
 
     An axis is halved while it has at least 8 voxels and its voxels are less than twice as large as the smallest; its
     kernel widens from 1 to 3 once its voxels are less than twice the smallest.
 
     Args:
-        patch_size: voxels per axis.
+        patch_size: voxels per axis; a median may end in .5.
         spacing_mm: voxel size per axis.
     """
-    size, spacing = [int(n) for n in patch_size], [float(s) for s in spacing_mm]
+    size, spacing = [float(n) for n in patch_size], [float(s) for s in spacing_mm]
     strides, kernels = [(1,) * len(size)], []
     kernel = [1] * len(size)
     while True:
