@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Pipeline", "flip_rotate", "refuse_successor"]
+__all__ = ["Pipeline", "crop_flip_rotate90", "flip_rotate", "refuse_successor"]
 
 
 def refuse_successor() -> None:
@@ -105,3 +106,14 @@ def flip_rotate(flip_axes: Sequence[int], rotate_degrees: float, probability: fl
     flips = {0: A.VerticalFlip(p=0.5), 1: A.HorizontalFlip(p=0.5)}
     turn = [A.Rotate(limit=(-rotate_degrees, rotate_degrees), p=probability)] if rotate_degrees > 0 else []
     return [*(flips[axis] for axis in flip_axes), *turn]
+
+
+def crop_flip_rotate90(size: Sequence[int], flip_axes: Sequence[int], rotate90: bool) -> list[A.BasicTransform]:
+    """A crop of `size` (rows, columns) anywhere, mirrored and turned without interpolation.
+
+    Smaller images are first continued by reflection.
+    """
+    height, width = size
+    pad = A.PadIfNeeded(height, width, position="top_left", border_mode=cv2.BORDER_REFLECT_101, p=1.0)
+    turn = [A.RandomRotate90(p=1.0)] if rotate90 else []
+    return [pad, A.RandomCrop(height, width, p=1.0), *flip_rotate(flip_axes, 0.0, 0.0), *turn]

@@ -1,0 +1,228 @@
+"""Trains a fusion network on pairs of images and saves it as safetensors with its description."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from ssmvision.recipes.fusion.callbacks import HISTORY, FusionHistory, Previews
+from ssmvision.recipes.fusion.config import FusionTrainConfig
+from ssmvision.recipes.fusion.crops import CropDataset, WholeDataset
+from ssmvision.recipes.fusion.module import FusionModule
+from ssmvision.recipes.fusion.network import build_network
+from ssmvision.recipes.fusion.pairs import ImagePair, hold_out, read_pairs
+from ssmvision.recipes.fusion.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.fusion.weights import FusionCard, save_model
+from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
+from ssmvision.recipes.segmentation.train import check_accelerator, interruptible, quiet_lightning
+from ssmvision.recipes.segmentation.transforms import EpochSampler
+from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+
+__all__ = ["RunResult", "run", "train_pairs"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training left behind.
+
+    Args:
+        out: run folder.
+        weights: model.safetensors.
+        history: metrics.csv, one line per epoch.
+        epochs, steps: done in all, earlier parts of a resumed run included.
+        seconds: of this call.
+        validation: loss and terms at the end; empty without validation pairs.
+        parameters: of the network.
+    """
+
+    out: Path
+    weights: Path
+    history: Path
+    epochs: int
+    steps: int
+    seconds: float
+    validation: dict[str, float]
+    parameters: int
+
+
+def run(config: FusionTrainConfig) -> RunResult:
+    """Trains, or continues a training, on the files of `config.data`, and saves the model.
+
+    Raises:
+        UserError: settings or data are unusable, or training diverged; a diverged run keeps its last checkpoint.
+    """
+    check_config(config)
+    check_folder(Path(config.out))
+    data = config.data
+    pairs = read_pairs(data)
+    training, validation = hold_out(pairs, data.validation_pairs, data.validation_fraction, config.trainer.seed)
+    return train_pairs(config, training, validation)
+
+
+def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], validation: Sequence[ImagePair]) -> RunResult:
+    """`run` on pairs that are in memory; `config.data` is only written down.
+
+    Raises:
+        UserError: see `run`.
+    """
+    started = time.monotonic()
+    check_config(config)
+    check_accelerator(config.trainer.accelerator)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    seed_everything(config.trainer.seed, workers=True, verbose=False)
+    module = FusionModule(build_network(config.model), config.loss, config.trainer)
+    prepare_folder(config)
+    console = Console(stderr=True)
+    announce(console, config, training, validation, module)
+    history = FusionHistory(config.out, None if console.is_terminal else console)
+    shown = Previews(config.out, (validation or training)[: config.trainer.previews])
+    with quiet_lightning():
+        trainer = make_trainer(config, [history, shown], console.is_terminal, bool(validation))
+        batches = loader(config, training, lambda: len(history.rows))
+        whole = DataLoader(WholeDataset(validation), generator=torch.Generator()) if validation else None
+        fit(trainer, module, batches, whole, config)
+    card = FusionCard(config.model, describe(config, training, validation, module, trainer))
+    weights = save_model(config.out, module.result, card)
+    console.print(f"saved {weights}", markup=False, highlight=False, soft_wrap=True)
+    return RunResult(
+        out=config.out,
+        weights=weights,
+        history=config.out / HISTORY,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=time.monotonic() - started,
+        validation=dict(module.validation),
+        parameters=count_parameters(module),
+    )
+
+
+def count_parameters(module: FusionModule) -> int:
+    """Trainable numbers of the network."""
+    return sum(p.numel() for p in module.network.parameters() if p.requires_grad)
+
+
+def announce(
+    console: Console,
+    config: FusionTrainConfig,
+    training: Sequence[ImagePair],
+    validation: Sequence[ImagePair],
+    module: FusionModule,
+) -> None:
+    """Prints what is about to run."""
+    m, t, loss = config.model, config.trainer, config.loss
+    lines = (
+        f"data      {_count(training)} for training, {_count(validation)} for validation",
+        f"network   FusionMamba{' as published' if m.faithful else ''}, depths {_list(m.depths)} and "
+        f"{_list(m.depths_decoder)}, dims {_list(m.dims)}, {count_parameters(module):,} parameters",
+        f"loss      {loss.structure:g} structure ({loss.structure_form}) + {loss.intensity:g} intensity "
+        f"({loss.intensity_target}) + {loss.gradient:g} gradient ({loss.gradient_form})",
+        f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} crops of "
+        f"{'x'.join(str(n) for n in config.patch_size)}, AdamW lr {t.lr:g}, {t.precision}, seed {t.seed}",
+        f"run       {config.out}",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _list(values: Sequence[int]) -> str:
+    return "-".join(str(value) for value in values)
+
+
+def _count(pairs: Sequence[ImagePair]) -> str:
+    groups = len({pair.group for pair in pairs})
+    return f"{len(pairs)} image pair(s)" + (f" of {groups} file(s)" if groups != len(pairs) else "")
+
+
+def loader(config: FusionTrainConfig, pairs: Sequence[ImagePair], current_epoch: Callable[[], int]) -> DataLoader[Any]:
+    """Batches of training crops."""
+    t = config.trainer
+    return DataLoader(
+        CropDataset(pairs, config.augment, config.patch_size, t.seed),
+        batch_size=t.batch_size,
+        sampler=EpochSampler(t.steps_per_epoch * t.batch_size, current_epoch),
+        num_workers=config.data.num_workers,
+        persistent_workers=config.data.num_workers > 0,
+        # An own one: whether loading starts before or after an epoch is seeded differs after resuming.
+        generator=torch.Generator(),
+    )
+
+
+def make_trainer(config: FusionTrainConfig, callbacks: Sequence[Callback], terminal: bool, validate: bool) -> Trainer:
+    """Lightning's trainer with our checkpoints, time budget and, on a terminal, a progress bar."""
+    t = config.trainer
+    checkpoint = ModelCheckpoint(
+        config.out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    every: list[Callback] = [*callbacks, checkpoint]
+    if t.max_minutes is not None:
+        every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
+    if terminal:
+        every.append(RichProgressBar())
+    return Trainer(
+        default_root_dir=config.out,
+        accelerator=t.accelerator,
+        devices=1,
+        precision=t.precision,
+        max_epochs=t.max_epochs,
+        deterministic="warn" if t.deterministic else False,
+        check_val_every_n_epoch=min(t.validate_every, t.max_epochs),
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=False,
+        callbacks=every,
+        plugins=[SafeCheckpointIO()],
+        use_distributed_sampler=False,
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+    )
+
+
+def fit(
+    trainer: Trainer,
+    module: FusionModule,
+    training: DataLoader[Any],
+    validation: DataLoader[Any] | None,
+    config: FusionTrainConfig,
+) -> None:
+    """Runs the epochs, and a validation if the last epoch had none."""
+    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
+    checkpoint = str(config.out / LAST) if config.resume else None
+    with interruptible(trainer), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no `val_dataloader`")  # where nothing is held out
+        trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
+    every = min(config.trainer.validate_every, config.trainer.max_epochs)
+    if validation is not None and (trainer.current_epoch % every or not module.validation):
+        trainer.validate(module, validation, verbose=False)
+
+
+def describe(
+    config: FusionTrainConfig,
+    training: Sequence[ImagePair],
+    validation: Sequence[ImagePair],
+    module: FusionModule,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """The training entry of the model card; no paths, which may name people or places."""
+    parts = {name: asdict(getattr(config, name)) for name in ("loss", "augment", "trainer")}
+    return {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "training_pairs": len(training),
+        "validation_pairs": len(validation),
+        "validation": {name: round(value, 6) for name, value in module.validation.items()},
+        "settings": json.loads(json.dumps(parts | {"patch_size": config.patch_size})),
+    }
