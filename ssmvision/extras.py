@@ -10,6 +10,7 @@ __all__ = ["EXTRAS", "missing_extra"]
 EXTRAS: dict[str, tuple[str, ...]] = {
     "recipes": ("monai", "lightning", "nibabel", "scipy", "albumentations", "cv2", "jinja2", "matplotlib"),
     "demo": ("nilearn",),
+    "dicom": ("pydicom",),
 }
 
 
