@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["matrix_gradient", "multiply", "multiply_back", "tf32_products"]
+__all__ = ["FEW", "matrix_gradient", "multiply", "multiply_back", "tf32_products"]
 
 # With fewer columns an image, the images of a batch are multiplied together.
 FEW = 16
@@ -33,32 +33,32 @@ def _folds(x: Tensor) -> bool:
     return x.shape[0] > 1 and x.shape[2] < FEW
 
 
-def multiply(matrices: Tensor, x: Tensor) -> Tensor:
-    """(G, I, J) times (B, G, M, J) -> (B, G, I, M)."""
+def multiply(matrices: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """(G, I, J) times (B, G, M, J) -> (B, G, I, M), on a CPU into `out` if given."""
     batch, groups, columns, _ = x.shape
-    if _folds(x):
+    if out is None and _folds(x):
         folded = torch.matmul(matrices, x.permute(1, 3, 0, 2).flatten(2))
         return folded.reshape(*folded.shape[:2], batch, columns).permute(2, 0, 1, 3)
-    if x.device.type != "cpu" or batch == 1:
+    if x.device.type != "cpu":
         return torch.matmul(matrices, x.transpose(-1, -2))
     # A broadcast product would copy the matrices for every image.
-    out = x.new_empty(batch, groups, matrices.shape[1], columns)
-    for image, result in zip(x, out, strict=True):
-        torch.matmul(matrices, image.transpose(-1, -2), out=result)
-    return out
+    y = x.new_empty(batch, groups, matrices.shape[1], columns) if out is None else out
+    for image, result in zip(x, y, strict=True):
+        torch.bmm(matrices, image.transpose(-1, -2), out=result)
+    return y
 
 
-def multiply_back(matrices: Tensor, dout: Tensor) -> Tensor:
-    """Gradient of `multiply` in x: (G, I, J) and (B, G, I, M) -> (B, G, M, J)."""
+def multiply_back(matrices: Tensor, dout: Tensor, out: Tensor | None = None) -> Tensor:
+    """Gradient of `multiply` in x: (G, I, J) and (B, G, I, M) -> (B, G, M, J), on a CPU into `out` if given."""
     batch, groups, _, columns = dout.shape
-    if batch > 1 and columns < FEW:
+    if out is None and batch > 1 and columns < FEW:
         folded = torch.matmul(dout.permute(1, 0, 3, 2).flatten(1, 2), matrices)
         return folded.reshape(groups, batch, columns, -1).transpose(0, 1)
-    if dout.device.type != "cpu" or batch == 1:
+    if dout.device.type != "cpu":
         return torch.matmul(dout.transpose(-1, -2), matrices)
-    dx = dout.new_empty(batch, groups, columns, matrices.shape[2])
+    dx = dout.new_empty(batch, groups, columns, matrices.shape[2]) if out is None else out
     for image, result in zip(dout, dx, strict=True):
-        torch.matmul(image.transpose(-1, -2), matrices, out=result)
+        torch.bmm(image.transpose(-1, -2), matrices, out=result)
     return dx
 
 
@@ -70,7 +70,8 @@ def matrix_gradient(dout: Tensor, x: Tensor) -> Tensor:
         return torch.matmul(rows, columns).to(wide)
     if x.device.type != "cpu":
         return torch.matmul(dout, x).sum(0, dtype=wide)
-    total = dout.new_zeros(*dout.shape[1:3], x.shape[-1], dtype=wide)
-    for d_image, image in zip(dout.to(wide), x.to(wide), strict=True):
+    dout, x = dout.to(wide), x.to(wide)
+    total = torch.bmm(dout[0], x[0])
+    for d_image, image in zip(dout[1:], x[1:], strict=True):
         total.baddbmm_(d_image, image)
     return total

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.registry import Request
+from ssmvision.kernels.s4nd import feature_blocks
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection
 from ssmvision.kernels.s4nd.config import toeplitz_config
+from ssmvision.kernels.s4nd.matrices import diagonal_sums, toeplitz
 from ssmvision.kernels.s4nd.products import matrix_gradient, multiply, multiply_back, tf32_products
 
 __all__ = ["NAME", "backward", "can_run", "diagonal_sums", "forward", "toeplitz"]
@@ -36,25 +37,6 @@ def can_run(request: Request) -> str | None:
     if elements > config.matrix_elements:
         return f"its Toeplitz matrices would have {elements:,} elements, more than {config.matrix_elements:,}"
     return None
-
-
-def toeplitz(kernel: Tensor, center: int, length: int) -> Tensor:
-    """Matrices with T[i, j] = kernel[center + i - j], zero where there is no tap: (..., T) -> (..., length, length)."""
-    taps = kernel.shape[-1]
-    before, after = length - 1 - center, length - (taps - center)
-    # Lags 1 - length ... length - 1, then windows: row i of the matrix is the reversed window from lag i back.
-    band = F.pad(kernel, (before, after)).flip(-1)
-    return band.unfold(-1, length, 1).flip(-2)
-
-
-def diagonal_sums(matrix: Tensor, center: int, taps: int) -> Tensor:
-    """The transpose of `toeplitz`: sums along diagonals, (..., L, L) -> (..., taps)."""
-    length = matrix.shape[-1]
-    # Rows padded to 2L and read with a stride of 2L - 1: each row shifts by one and every diagonal becomes a column.
-    sheared = F.pad(matrix.flip(-1), (0, length)).flatten(-2)[..., : length * (2 * length - 1)]
-    lags = sheared.unflatten(-1, (length, 2 * length - 1)).sum(-2)
-    before, after = length - 1 - center, length - (taps - center)
-    return F.pad(lags, (-before, -after))
 
 
 def _matrices(args: ConvArgs, dtype: torch.dtype) -> list[Tensor]:
@@ -102,6 +84,8 @@ def _parts(x: Tensor, args: ConvArgs, matrices: list[Tensor]) -> Tensor:
 
 def forward(args: ConvArgs) -> Tensor:
     """See `long_conv_nd`; the result has u's dtype."""
+    if feature_blocks.applies(args):
+        return feature_blocks.forward(args)
     dtype = compute_dtype(args.u, args.precision)
     with tf32_products(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
@@ -119,6 +103,8 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
     """Gradients of the inputs; what lies between the passes is computed again."""
     if not (need_u or need_kernels):
         return Grads(None, None, _skip_gradient(args, dout))
+    if feature_blocks.applies(args):
+        return feature_blocks.backward(args, dout, need_u, need_kernels)
     dtype = compute_dtype(args.u, args.precision)
     with tf32_products(args.precision == "tf32", args.u.device):
         matrices = _matrices(args, dtype)
