@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.operators import define_operator
-from ssmvision.kernels.s4nd import fft, toeplitz
+from ssmvision.kernels.s4nd import fft, toeplitz, volume
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
 
 __all__ = ["OP", "long_conv"]
@@ -21,6 +21,7 @@ OP = "long_conv_nd"
 logger = logging.getLogger("ssmvision")
 _told: set[tuple[str, tuple[int, ...]]] = set()
 
+registry.register(OP, registry.Backend(volume.NAME, 30, volume.can_run, volume.forward, volume.backward))
 registry.register(OP, registry.Backend(toeplitz.NAME, 20, toeplitz.can_run, toeplitz.forward, toeplitz.backward))
 registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forward, fft.backward))
 
@@ -97,10 +98,16 @@ def _gradients(
         grads = _backend(args, backend).backward(args, dout, need_u, need_kernels)
     values = [grads.u, grads.D, *(grads.kernels or [None] * len(kernels))]
     inputs = [u, D, *kernels]
+    taken = {t.untyped_storage().data_ptr() for t in (*inputs, dout) if t is not None}
     return [
-        u.new_empty(0) if value is None or t is None else value.to(t.dtype).clone(memory_format=torch.contiguous_format)
+        u.new_empty(0) if value is None or t is None else _own(value.to(t.dtype).contiguous(), taken)
         for value, t in zip(values, inputs, strict=True)
     ]
+
+
+def _own(value: Tensor, taken: set[int]) -> Tensor:
+    """The value, copied if its memory is taken: an operator's results may not share that of its inputs."""
+    return value.clone() if value.untyped_storage().data_ptr() in taken else value
 
 
 def _gradients_fake(
