@@ -1,5 +1,5 @@
-"""Adding to the residual stream and RMS norm in one operator."""
+"""Adding to the residual stream and RMS or layer norm in one operator."""
 
-from ssmvision.kernels.add_norm.interface import add_rms_norm
+from ssmvision.kernels.add_norm.interface import add_layer_norm, add_rms_norm
 
-__all__ = ["add_rms_norm"]
+__all__ = ["add_layer_norm", "add_rms_norm"]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 __all__ = ["RowConfig", "backward_blocks", "row_config"]
 
-LANES = 32
-MAX_WARPS = 16
-# Accesses per lane and row before a row is given to more warps; the backward keeps five rows' worth in registers.
+FEWEST_LANES, WARP, MOST_LANES = 8, 32, 512
+# Accesses per lane and row before a row is given to more lanes of its warp, which short rows share; then to more warps.
+# The backward keeps six rows' worth in registers.
+PACKS_IN_A_WARP = 4
 FORWARD_PACKS, BACKWARD_PACKS = 8, 4
 FORWARD_THREADS, BACKWARD_THREADS = 128, 256  # per block, more only where one row needs them
 BACKWARD_THREADS_PER_PROCESSOR = 512
@@ -19,13 +20,13 @@ class RowConfig:
     """How rows lie on threads.
 
     Attributes:
-        warps: per row.
+        lanes: per row: 8, 16, or whole warps.
         packs: accesses per lane and row.
         channels: per access, V.
         rows: side by side in a block.
     """
 
-    warps: int
+    lanes: int
     packs: int
     channels: int
     rows: int
@@ -33,11 +34,11 @@ class RowConfig:
     @property
     def threads(self) -> int:
         """Per block."""
-        return LANES * self.warps * self.rows
+        return self.lanes * self.rows
 
 
 def row_config(channels: int, aligned: int, *, backward: bool = False) -> RowConfig:
-    """Rows on warps, as few for one row as keep it in registers.
+    """Rows on lanes, as few for one row as keep it in registers.
 
     Args:
         channels: C.
@@ -46,11 +47,12 @@ def row_config(channels: int, aligned: int, *, backward: bool = False) -> RowCon
     """
     most, threads = (BACKWARD_PACKS, BACKWARD_THREADS) if backward else (FORWARD_PACKS, FORWARD_THREADS)
     accesses = -(-channels // aligned)
-    warps = 1
-    while warps < MAX_WARPS and accesses > LANES * most * warps:
-        warps *= 2
-    packs = -(-accesses // (LANES * warps))
-    return RowConfig(warps, packs, aligned, max(threads // (LANES * warps), 1))
+    lanes = FEWEST_LANES
+    while lanes < WARP and accesses > lanes * PACKS_IN_A_WARP:
+        lanes *= 2
+    while WARP <= lanes < MOST_LANES and accesses > lanes * most:
+        lanes *= 2
+    return RowConfig(lanes, -(-accesses // lanes), aligned, max(threads // lanes, 1))
 
 
 def backward_blocks(rows: int, config: RowConfig, processors: int) -> int:

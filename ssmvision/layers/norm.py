@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmvision.kernels.add_norm import add_rms_norm
+from ssmvision.kernels.add_norm import add_layer_norm, add_rms_norm
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
@@ -55,13 +55,36 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last axis, with the precision rule of this module.
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al., arXiv 1607.06450, eq. 4).
+
+    CUDA tensors go through one fused kernel, which computes in at least float32 and has no second derivative.
 
     Shape:
-        (..., C) in any floating dtype -> (..., C) in the dtype of `weight`.
+        (..., C) in any floating dtype -> (..., C) in the dtype of `weight`; for CUDA tensors under autocast in
+        autocast's dtype, which the matrix product that follows would cast it to.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; see the class for shape and precision."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if weight is None:
+            return F.layer_norm(x, self.normalized_shape, None, None, self.eps)
+        if x.is_cuda and weight.dim() == 1:
+            return add_layer_norm(x, None, weight, bias, self.eps)[0]
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight.to(x.dtype), bias, self.eps).to(weight.dtype)
+
+    def add(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Add to the residual stream and normalise the sum, for CUDA tensors in one kernel.
+
+        Args:
+            hidden, residual: (..., C).
+
+        Returns:
+            The normed stream (..., C), in the dtype that `forward` gives, and the new stream (..., C).
+        """
+        if hidden.is_cuda and self.weight is not None and self.weight.dim() == 1:
+            return add_layer_norm(hidden, residual, self.weight, self.bias, self.eps)
+        total = residual + hidden
+        return self(total), total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssmvision.kernels.add_norm import add_rms_norm
+from ssmvision.kernels.add_norm import add_layer_norm, add_rms_norm
 from ssmvision.kernels.causal_conv import causal_conv
 from ssmvision.kernels.mamba_mixer import mamba_mixer
 from ssmvision.kernels.projected_scan import projected_scan_nd, projected_scan_packed
@@ -12,6 +12,7 @@ from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
 
 __all__ = [
     "ROUTES",
+    "add_layer_norm",
     "add_rms_norm",
     "causal_conv",
     "inverse_route",

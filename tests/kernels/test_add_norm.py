@@ -1,4 +1,4 @@
-"""The fused norm without a GPU: against torch's rms_norm, gradients in float64, dtypes, and sources that compile."""
+"""The fused norms without a GPU: against torch's, gradients in float64, dtypes, and sources that compile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmvision.kernels.add_norm import add_rms_norm, config, cuda_programs
+from ssmvision.kernels.add_norm import add_layer_norm, add_rms_norm, config, cuda_programs
 from ssmvision.kernels.add_norm.op import add_norm
 from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.cuda.compiler import compile_cubin
-from ssmvision.layers.norm import RMSNorm
+from ssmvision.layers.norm import LayerNorm, RMSNorm
 from ssmvision.layers.residual_mamba import ResidualMambaBlock
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -42,8 +42,48 @@ def test_equals_rms_norm_with_gradients(shape: tuple[int, ...], has_residual: bo
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("has_residual", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 7), (3, 1), (4, 16), (6,)], ids=str)
+def test_equals_layer_norm_with_gradients(shape: tuple[int, ...], has_residual: bool, has_bias: bool) -> None:
+    hidden, residual, weight = make(shape)
+    bias = make(shape)[2].detach().sin().requires_grad_() if has_bias else None
+    leaves = [t for t in (hidden, residual if has_residual else None, weight, bias) if t is not None]
+    total = hidden + residual if has_residual else hidden
+    want = (F.layer_norm(total, shape[-1:], weight, bias, 1e-5), total)
+    got = add_layer_norm(hidden, residual if has_residual else None, weight, bias, 1e-5)
+    scale = torch.cos(torch.arange(hidden.numel(), dtype=F64)).view(shape)
+    grads = (torch.autograd.grad((y * scale).sum() + (t * scale.sin()).sum(), leaves) for y, t in (got, want))
+    for ours, theirs in (*zip(got, want, strict=True), *zip(*grads, strict=True)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_layer_norm_keeps_the_streams_dtype() -> None:
+    hidden, residual, weight = make((2, 3, 8), BF16)
+    normed, total = add_layer_norm(hidden, residual, weight)
+    assert (normed.dtype, total.dtype) == (BF16, BF16)
+    assert add_layer_norm(hidden, None, weight.float())[0].dtype == F32
+    assert add_layer_norm(hidden, None, weight)[1] is hidden
+    with pytest.raises(TypeError, match=r"bias must have weight's dtype torch.bfloat16, got torch.float32"):
+        add_layer_norm(hidden, None, weight, torch.zeros(8))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_layer_norm_on_a_cpu_is_bitwise_torchs(dtype: torch.dtype) -> None:
+    norm = LayerNorm(24, dtype=dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    hidden, residual, _ = make((3, 5, 24), F32)
+    want = F.layer_norm(residual + hidden, (24,), norm.weight.float(), norm.bias.float(), 1e-5).to(dtype)
+    normed, stream = norm.add(hidden, residual)
+    assert torch.equal(normed, want)
+    assert torch.equal(stream, residual + hidden)
+
+
 def test_gradcheck() -> None:
     leaves = tuple(make((3, 4)))
+    bias = leaves[2].detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *a: add_layer_norm(*a), (*leaves, bias))
     assert torch.autograd.gradcheck(lambda *a: add_rms_norm(*a), leaves)
     assert torch.autograd.gradcheck(lambda h, w: add_rms_norm(h, None, w), (leaves[0], leaves[2]))
 
@@ -124,8 +164,10 @@ def test_block_carries_the_stream_in_its_dtype(in_fp32: bool) -> None:
 @pytest.mark.parametrize("stream", [F32, BF16], ids=str)
 def test_opcheck(stream: torch.dtype, has_residual: bool) -> None:
     hidden, residual, weight = make((2, 3, 8), BF16)
-    args = (hidden, residual if has_residual else None, weight, 1e-5, F32, stream, "auto")
-    assert set(torch.library.opcheck(add_norm, args).values()) == {"SUCCESS"}
+    for centered in (False, True):
+        args = (hidden, residual if has_residual else None, weight, weight if centered else None, centered)
+        checks = torch.library.opcheck(add_norm, (*args, 1e-5, F32, stream, "auto"))
+        assert set(checks.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -175,8 +217,10 @@ def compile_variant(name: str, index: int, arch: str) -> None:
     assert cubin.startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("name", [program.spec.name for program in PROGRAMS])
-@pytest.mark.parametrize("index", range(15))
+VARIANTS = [(program.spec.name, index) for program in PROGRAMS for index in range(len(program.spec.variants))]
+
+
+@pytest.mark.parametrize(("name", "index"), VARIANTS)
 def test_every_variant_compiles_for_hopper(name: str, index: int) -> None:
     compile_variant(name, index, "sm_90")
 
@@ -193,37 +237,28 @@ def test_unusual_widths_compile(channels: int, aligned: int) -> None:
     """What `add_rms_norm` compiles when it is asked for."""
     for program in PROGRAMS:
         rows = config.row_config(channels, aligned, backward=program.spec.name == "norm_backward")
-        shape = {"V": rows.channels, "PACKS": rows.packs, "WARPS": rows.warps, "ROWS": rows.rows}
+        shape = {"V": rows.channels, "PACKS": rows.packs, "LANES": rows.lanes, "ROWS": rows.rows, "CENTERED": 1}
         defines = {"HIDDEN": 1, "RESIDUAL": 1, "WEIGHT": 1, "OUT": 1, **shape}
         options = [f"-D{key}={value}" for key, value in defines.items()]
         source = program.source
         compile_cubin(source.text, name=source.name, arch="sm_90", options=options, headers=source.headers)
 
 
-def test_shipped_variants_are_those_of_vims_widths() -> None:
+def test_shipped_variants_are_those_of_the_models_widths() -> None:
     for program in PROGRAMS:
-        shipped = {tuple(v.defines[key] for key in ("PACKS", "WARPS", "ROWS")) for v in program.shipped()}
         backward = program.spec.name == "norm_backward"
-        wanted = {
-            (c.packs, c.warps, c.rows) for c in (config.row_config(n, 4, backward=backward) for n in (192, 384, 768))
-        }
-        assert shipped == wanted
+        for centered, widths in ((0, (192, 384, 768)), (1, (96, 192, 384, 768))):
+            variants = [v.defines for v in program.shipped() if v.defines["CENTERED"] == centered]
+            shipped = {tuple(v[key] for key in ("PACKS", "LANES", "ROWS")) for v in variants}
+            configs = [config.row_config(width, 4, backward=backward) for width in widths]
+            assert shipped == {(c.packs, c.lanes, c.rows) for c in configs}
 
 
-@pytest.mark.parametrize("channels", [1, 33, 384, 1026, 4095, 4096, 9000])
+@pytest.mark.parametrize("channels", [1, 33, 96, 384, 1026, 4095, 4096, 9000])
 def test_a_row_lies_on_its_lanes(channels: int) -> None:
     for aligned in (1, 2, 4):
         for backward in (False, True):
             rows = config.row_config(channels, aligned, backward=backward)
-            assert rows.packs * rows.warps * 32 * aligned >= channels
-            assert rows.threads <= 1024
-            assert config.backward_blocks(5, rows, 132) <= 5
-
-
-def test_parameter_block_has_the_fields_of_the_source() -> None:
-    """Same names in the same order: a field that is missing on one side would shift all that follow."""
-    match = re.search(r"struct Norm {(.*?)\n};", CSRC.joinpath("common.cuh").read_text(), re.DOTALL)
-    assert match is not None
-    body = re.sub(r"//.*", "", match[1])
-    declared = [line.split()[-1].strip("*") for line in body.split(";") if line.strip()]
-    assert declared == [field[0] for field in cuda_programs.Norm._fields_]
+            assert rows.packs * rows.lanes * aligned >= channels
+            assert rows.threads <= 512
+            assert rows.lanes % 32 == 0 or 32 % rows.lanes == 0

@@ -1,4 +1,4 @@
-"""The fused norm's CUDA backend on a GPU: against float64, bitwise repeatable, capturable, and inside Vim's block."""
+"""The fused norms' CUDA backend on a GPU: against float64, bitwise repeatable, capturable, and inside Vim's block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.add_norm import add_rms_norm
+from ssmvision.kernels.add_norm import add_layer_norm, add_rms_norm
 from ssmvision.kernels.add_norm.op import add_norm
-from ssmvision.layers.norm import RMSNorm
+from ssmvision.layers.norm import LayerNorm, RMSNorm
 from ssmvision.layers.residual_mamba import ResidualMambaBlock
 
 pytestmark = pytest.mark.gpu
@@ -17,6 +17,8 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # Shapes: Vim's widths, one channel, odd, pairs only, several warps a row, the widest.
 SHAPES = [
     (2, 197, 192),
+    (5, 13, 96),
+    (7, 3, 20),
     (2, 50, 384),
     (3, 9, 768),
     (5, 1),
@@ -51,18 +53,27 @@ def make(
     return [None if t is None else t.requires_grad_() for t in tensors]
 
 
+NAMES = ("d_hidden", "d_residual", "d_weight", "d_bias")
+
+
 def results(tensors: list[Tensor | None], out: torch.dtype, stream: torch.dtype, backend: str) -> dict[str, Tensor]:
-    """Both results, and gradients of a loss that weighs every element of both differently."""
-    hidden, residual, weight = tensors
+    """Both results, and gradients of a loss that weighs every element of both differently.
+
+    Of the layer norm where there is a fourth tensor, the bias.
+    """
+    hidden, residual, weight = tensors[:3]
     assert hidden is not None
     assert weight is not None
-    normed, total = add_rms_norm(hidden, residual, weight, 1e-5, out, stream, backend)
+    if len(tensors) == 4:
+        normed, total = add_layer_norm(hidden, residual, weight, tensors[3], 1e-5, out, stream, backend)
+    else:
+        normed, total = add_rms_norm(hidden, residual, weight, 1e-5, out, stream, backend)
     loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for i, t in enumerate((normed, total)):
         at = torch.arange(t.numel(), device=t.device, dtype=torch.float64).view(t.shape)
         # Eighths, which every dtype holds, so that all backends get the same gradients.
         loss = loss + (t.double() * torch.cos(at + i).mul(8).round().div(8)).sum()
-    leaves = {n: t for n, t in zip(("d_hidden", "d_residual", "d_weight"), tensors, strict=True) if t is not None}
+    leaves = {n: t for n, t in zip(NAMES, tensors, strict=False) if t is not None}
     return {
         "normed": normed,
         "total": total,
@@ -70,11 +81,15 @@ def results(tensors: list[Tensor | None], out: torch.dtype, stream: torch.dtype,
     }
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer", "layer without bias"])
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_float64(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+def test_matches_float64(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], norm: str) -> None:
     hidden, residual, weight, out, stream = dtypes
     tensors = make(shape, hidden, residual, weight)
+    if norm != "rms":
+        assert tensors[2] is not None
+        tensors.append(tensors[2].detach().sin().requires_grad_() if norm == "layer" else None)
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
     got = results(tensors, out, stream, "cuda")
     expected = results(wide, torch.float64, torch.float64, "reference")
@@ -111,14 +126,27 @@ def test_autocast_gives_its_dtype() -> None:
 
 
 def test_two_runs_are_bitwise_equal() -> None:
-    first, second = (results(make((5000, 384), BF16, F32, F32), BF16, F32, "cuda") for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    for extra in ([], [None]):
+        first, second = (results(make((5000, 384), BF16, F32, F32) + extra, BF16, F32, "cuda") for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_layer_norm_far_from_zero() -> None:
+    """The variance of values around 1000 does not cancel."""
+    x = (torch.randn(50, 96, generator=torch.Generator().manual_seed(0)) + 1000).cuda().requires_grad_()
+    norm = LayerNorm(96).cuda()
+    got, want = norm(x), torch.nn.functional.layer_norm(x.double(), (96,))
+    assert (got.double() - want).norm() <= 1e-5 * want.norm()
+    grads = [torch.autograd.grad((y.double() * torch.cos(want.detach())).sum(), x)[0] for y in (got, want)]
+    assert (grads[0] - grads[1]).norm() <= 1e-4 * grads[1].norm()
 
 
 @pytest.mark.parametrize("residual", [F32, None])
 def test_opcheck(residual: torch.dtype | None) -> None:
     tensors = make((2, 9, 40), F32, residual, F32)
-    assert set(torch.library.opcheck(add_norm, (*tensors, 1e-5, F32, F32, "cuda")).values()) == {"SUCCESS"}
+    for centered in (False, True):
+        args = (*tensors, tensors[2] if centered else None, centered, 1e-5, F32, F32, "cuda")
+        assert set(torch.library.opcheck(add_norm, args).values()) == {"SUCCESS"}
 
 
 def test_graph_capture() -> None:

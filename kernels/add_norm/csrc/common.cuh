@@ -1,5 +1,6 @@
 // Defines: HIDDEN, RESIDUAL, WEIGHT and OUT, dtypes of hidden, of the residual stream, of the weight and of the normed
-// tensor (0 float, 1 bfloat16, 2 float16); V channels per access, PACKS accesses per lane, WARPS per row, ROWS per block.
+// tensor (0 float, 1 bfloat16, 2 float16); V channels per access, PACKS accesses per lane, LANES per row (8, 16 or whole
+// warps), ROWS per block; CENTERED (0: RMS norm, 1: layer norm).
 #pragma once
 #define IO HIDDEN
 #include "../../cuda/csrc/io.cuh"
@@ -14,18 +15,19 @@ struct Norm {
   hidden_t *hidden;      // forward only
   residual_t *residual;  // forward: the stream so far, null at its start; backward: gradient of total, null for zero
   weight_t *weight;
+  weight_t *bias;        // null for none; centered only, as is mean
   out_t *normed;         // backward: its gradient
   residual_t *total;     // hidden + residual; forward: null where nobody needs it
-  float *rstd;
+  float *rstd, *mean;
   hidden_t *d_hidden;
   residual_t *d_residual;  // null where d_hidden has the same values
-  float *partial;
+  float *partial;        // (blocks, C), with a bias (blocks, 2, C)
   long long rows;
   int C;
   float eps;
 };
 
-constexpr int LANES = 32 * WARPS;  // of a row
+constexpr int WARPS = LANES > 32 ? LANES / 32 : 1;  // of a row
 
 template <typename T> __device__ __forceinline__ void load_row(const T *row, int lane, int C, float (&v)[PACKS][V]) {
 #pragma unroll
@@ -45,7 +47,7 @@ template <typename T> __device__ __forceinline__ void store_row(T *row, int lane
 // Sum over a row's lanes, the same in each. Every thread of the block must call it.
 __device__ __forceinline__ float row_sum(float v) {
 #pragma unroll
-  for (int i = 16; i > 0; i /= 2) v += __shfl_xor_sync(~0u, v, i);
+  for (int i = (LANES < 32 ? LANES : 32) / 2; i > 0; i /= 2) v += __shfl_xor_sync(~0u, v, i);
   if constexpr (WARPS > 1) {
     __shared__ float parts[ROWS * WARPS];
     const int warp = threadIdx.x / 32, first = warp / WARPS * WARPS;
