@@ -261,4 +261,14 @@ def test_a_row_lies_on_its_lanes(channels: int) -> None:
             rows = config.row_config(channels, aligned, backward=backward)
             assert rows.packs * rows.lanes * aligned >= channels
             assert rows.threads <= 512
+            assert config.backward_blocks(5, rows, 132) <= 5
             assert rows.lanes % 32 == 0 or 32 % rows.lanes == 0
+
+
+def test_parameter_block_has_the_fields_of_the_source() -> None:
+    """Same names in the same order: a field that is missing on one side would shift all that follow."""
+    match = re.search(r"struct Norm {(.*?)\n};", CSRC.joinpath("common.cuh").read_text(), re.DOTALL)
+    assert match is not None
+    body = re.sub(r"//.*", "", match[1])
+    declared = [line.split()[-1].strip("*") for line in body.split(";") if line.strip()]
+    assert declared == [field[0] for field in cuda_programs.Norm._fields_]

@@ -18,7 +18,8 @@ struct Norm {
   weight_t *bias;        // null for none; centered only, as is mean
   out_t *normed;         // backward: its gradient
   residual_t *total;     // hidden + residual; forward: null where nobody needs it
-  float *rstd, *mean;
+  float *rstd;
+  float *mean;
   hidden_t *d_hidden;
   residual_t *d_residual;  // null where d_hidden has the same values
   float *partial;        // (blocks, C), with a bias (blocks, 2, C)
