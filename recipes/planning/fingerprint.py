@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Fingerprint", "Intensities"]
+from ssmvision.errors import UserError
+from ssmvision.recipes.planning.typed_json import from_json
+from ssmvision.recipes.segmentation.datalist import read_json
+
+__all__ = ["Fingerprint", "Intensities", "read_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,39 @@ class Fingerprint:
         return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Fingerprint:
-        """The inverse of `to_json`; also reads nnU-Net's own file."""
-        channels = values["foreground_intensity_properties_per_channel"]
-        return cls(
-            tuple(tuple(map(float, row)) for row in values["spacings"]),
-            tuple(tuple(map(int, row)) for row in values["shapes_after_crop"]),
-            tuple(Intensities(**{k: float(v) for k, v in channels[key].items()}) for key in sorted(channels, key=int)),
-            float(values["median_relative_size_after_cropping"]),
+    def from_json(cls, values: Mapping[str, Any], where: str = "fingerprint:") -> Fingerprint:
+        """The inverse of `to_json`; also reads nnU-Net's own file.
+
+        Raises:
+            UserError: a value is missing or of another type; `where` names its place.
+        """
+        values = dict(values)
+        channels = values.get("foreground_intensity_properties_per_channel")
+        if isinstance(channels, dict) and all(key.isdigit() for key in channels):
+            values["foreground_intensity_properties_per_channel"] = [channels[k] for k in sorted(channels, key=int)]
+        return from_json(cls, values, where)
+
+
+def read_fingerprint(path: Path, cases: int, channels: int) -> Fingerprint:
+    """Reads a fingerprint file and checks that it belongs to a dataset of this size.
+
+    Raises:
+        UserError: it holds no fingerprint, or one of another dataset.
+    """
+    fingerprint = Fingerprint.from_json(read_json(path, "write one with --save_fingerprint"), f"{path}:")
+    found = len(fingerprint.spacings), len(fingerprint.shapes_after_crop)
+    if found != (cases, cases):
+        raise UserError(
+            f"{path}: {found[0]} spacings and {found[1]} shapes, but the dataset has {cases} training cases; "
+            "measure it again without --fingerprint"
         )
+    described = len(fingerprint.foreground_intensity_properties_per_channel)
+    if described not in (0, channels):
+        raise UserError(
+            f"{path}: intensities of {described} channel(s), but the dataset has {channels}; "
+            "measure it again without --fingerprint"
+        )
+    for row in (*fingerprint.spacings, *fingerprint.shapes_after_crop):
+        if len(row) != 3 or min(row) <= 0:
+            raise UserError(f"{path}: {list(row)} is no spacing or shape of three axes; measure the dataset again")
+    return fingerprint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssmvision.recipes.planning.config import MixerName, NetworkName
 from ssmvision.recipes.planning.fingerprint import Intensities
 from ssmvision.recipes.planning.normalization import Scheme
 
@@ -55,34 +56,45 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Plan:
-    """All configurations of a dataset.
+    """All configurations of a dataset; the fields of the plan file.
 
     Args:
+        dataset: name of its folder.
         channels: names of the image channels.
         labels: name to id.
         training_cases: how many the plan was made from.
+        orientation: axis codes that cases are turned to before anything else; null: the axes as stored.
+        axes: names of the axes of everything below, slowest first; x, y and z are the first, second and third axis of
+            the turned NIfTI file. 2D slices have the last two.
+        transpose_forward: the same order as numbers, 0 for z, 1 for y, 2 for x (nnU-Net's convention).
+        transpose_backward: the inverse order.
+        median_spacing_mm: of the cases as they are.
+        median_shape: of the cases as they are, after cropping to what is not zero, rounded.
         budget: name of the preset.
         vram_gb: memory target.
         counted_network: the network of nnU-Net whose activations stand for the memory.
-        transpose_forward: order in which the axes (z, y, x) are taken; the first one lies across 2D slices.
-        transpose_backward: the inverse order.
-        median_spacing_mm: of the cases as they are, axes in the plan's order.
-        median_shape: of the cases as they are, after cropping, rounded.
+        network: to train, see `ModelConfig.name`.
+        mixer: see `ModelConfig.mixer`.
         configurations: by name, "2d", "3d_lowres", "3d_fullres".
         cascade: by name; present with "3d_lowres".
-        foreground_intensities: per channel.
+        foreground_intensities: per channel; empty without labelled voxels.
     """
 
+    dataset: str
     channels: tuple[str, ...]
     labels: dict[str, int]
     training_cases: int
-    budget: str
-    vram_gb: float
-    counted_network: str
+    orientation: str | None
+    axes: tuple[str, ...]
     transpose_forward: tuple[int, ...]
     transpose_backward: tuple[int, ...]
     median_spacing_mm: tuple[float, ...]
     median_shape: tuple[int, ...]
+    budget: str
+    vram_gb: float
+    counted_network: str
+    network: NetworkName
+    mixer: MixerName
     configurations: dict[str, Configuration]
     cascade: dict[str, Cascade] = field(default_factory=dict)
     foreground_intensities: tuple[Intensities, ...] = ()

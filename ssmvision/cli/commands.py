@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_PLANNING = "ssmvision.recipes.planning"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
 _CLI = "ssmvision.cli"
@@ -40,6 +41,14 @@ COMMANDS = (
         f"{_SEGMENTATION}.demo_config:DemoConfig",
         f"{_SEGMENTATION}.demo:run",
         extra="demo",
+    ),
+    Command(
+        "plan",
+        "choose voxel size, patch, batch and network from a dataset by nnU-Net's rules",
+        f"{_PLANNING}.config:PlanConfig",
+        f"{_PLANNING}.command:run",
+        positional=True,
+        extra="recipes",
     ),
     Command(
         "train",
