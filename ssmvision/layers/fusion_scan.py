@@ -14,39 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmvision.kernels.selective_scan import selective_scan_nd
+from ssmvision.kernels.subgrids import (
+    flops,  # noqa: F401  (registers; not with the operator, since it imports Triton)
+    subgrid_conv,
+    subgrid_norm,
+)
 from ssmvision.layers.mamba import inverse_softplus_dt
 
-__all__ = ["ESS2D", "CrossModalScan", "Gate", "join_subgrids", "split_subgrids"]
+__all__ = ["ESS2D", "CrossModalScan", "Gate", "SubgridScan"]
 
 Gate = Literal["own", "official"]
-# Of the sub-grids that `split_subgrids` makes. The same walks as the routes skip_even_even, skip_odd_even,
+# Of the sub-grids that `subgrid_conv` makes. The same walks as the routes skip_even_even, skip_odd_even,
 # skip_even_odd and skip_odd_odd of the whole map, but projections are then made for the pixels of a walk only.
 ROUTES = ("row", "column", "row", "column")
-
-
-def split_subgrids(x: Tensor) -> Tensor:
-    """The sub-grids (even rows, even columns), (odd, even), (even, odd), (odd, odd) of a channels-last map.
-
-    Args:
-        x: (B, H, W, C).
-
-    Returns:
-        (B, 4, h, w, C) with h = ceil(H / 2) and w = ceil(W / 2); an odd map gets a row or column of zeros. In memory
-        the sub-grids come first, so that each is one matrix of all images for the projections of its route.
-    """
-    height, width = x.shape[1:3]
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    pixels = x.unflatten(2, ((width + 1) // 2, 2)).unflatten(1, ((height + 1) // 2, 2))
-    parts: Tensor = pixels.permute(4, 2, 0, 1, 3, 5).flatten(0, 1).transpose(0, 1)
-    return parts
-
-
-def join_subgrids(parts: Tensor, size: tuple[int, int]) -> Tensor:
-    """The inverse of `split_subgrids`: (B, 4, h, w, C) -> (B, *size, C), without the padding."""
-    pixels = parts.unflatten(1, (2, 2)).permute(0, 3, 2, 4, 1, 5)
-    joined: Tensor = pixels.flatten(3, 4).flatten(1, 2)
-    return joined[:, : size[0], : size[1]]
 
 
 def _constant(value: Tensor) -> nn.Parameter:
@@ -126,15 +106,15 @@ class SubgridScan(nn.Module):
         return rates
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """SiLU of the depthwise convolution, (B, H, W, E) -> the same."""
-        return F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        """Sub-grids (B, 4, h, w, E) of SiLU of the depthwise convolution of x (B, H, W, E)."""
+        assert self.conv2d.bias is not None
+        return subgrid_conv(x, self.conv2d.weight, self.conv2d.bias)
 
-    def _scan(self, u: Tensor) -> Tensor:
-        """The normed scan, (B, H, W, E) -> the same.
+    def _scan(self, parts: Tensor) -> Tensor:
+        """Every sub-grid (B, 4, h, w, E) along its route.
 
         The zeros that fill up an odd map are steps of the published scan, in which the state decays.
         """
-        parts = split_subgrids(u)
         batch, _, *grid, _ = parts.shape
         projected = torch.bmm(parts.transpose(0, 1).flatten(1, 3), self.x_proj_weight.transpose(1, 2))
         low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
@@ -154,8 +134,13 @@ class SubgridScan(nn.Module):
             backend=self.backend,
         )
         assert isinstance(y, Tensor)
-        normed: Tensor = self.out_norm(join_subgrids(y, (u.shape[1], u.shape[2])))
-        return normed
+        return y
+
+    def _gated(self, y: Tensor, gate: Tensor, silu: bool) -> Tensor:
+        """The normed map times its gate (B, H, W, E) or the gate's SiLU, projected: (B, H, W, C)."""
+        norm = self.out_norm
+        out: Tensor = self.out_proj(subgrid_norm(y, gate, norm.weight, norm.bias, norm.eps, silu))
+        return out
 
 
 class ESS2D(SubgridScan):
@@ -175,8 +160,7 @@ class ESS2D(SubgridScan):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions."""
         u, z = self.in_proj(x).chunk(2, -1)
-        out: Tensor = self.out_proj(self._scan(self._convolve(u)) * F.silu(z))
-        return out
+        return self._gated(self._scan(self._convolve(u)), z, silu=True)
 
 
 class CrossModalScan(SubgridScan):
@@ -220,6 +204,5 @@ class CrossModalScan(SubgridScan):
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Fuse two maps."""
         u1, u2, gates = self._project(x1, x2)
-        u1, u2 = self._convolve(torch.cat((u1, u2))).chunk(2)
-        out: Tensor = self.out_proj(self._scan(u1 * u2 + u1 + u2) * gates)
-        return out
+        parts1, parts2 = self._convolve(torch.cat((u1, u2))).chunk(2)
+        return self._gated(self._scan(parts1 * parts2 + parts1 + parts2), gates, silu=False)

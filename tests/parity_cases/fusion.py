@@ -12,11 +12,12 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from ssmvision.kernels.subgrids import join_subgrids, split_subgrids
 from ssmvision.layers.fusion_attention import BiAttention, EfficientChannelAttention
 from ssmvision.layers.fusion_blocks import DFEM, DFFM, DVSSBlock
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_patch import PatchExpanding, PatchMerging
-from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, join_subgrids, split_subgrids
+from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan
 from ssmvision.models.fusion_mamba import FusionMamba
 from ssmvision.recipes.fusion.colour import rgb_to_ycrcb, ycrcb_to_rgb
 from ssmvision.recipes.fusion.config import LossConfig

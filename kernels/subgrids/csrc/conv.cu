@@ -1,0 +1,70 @@
+// SiLU of a depthwise 3x3 convolution, written into the four sub-grids of every second row and column. A thread makes
+// COLUMNS positions of a line, V channels each.
+// Defines: IO, WIO, dtypes of the map and of the weights (0 float, 1 bfloat16, 2 float16); V; COLUMNS.
+#include "../../cuda/csrc/io.cuh"
+
+typedef IoType<WIO>::type weight_t;
+typedef Pack<io_t, V> pack_t;
+
+struct Conv {
+  const io_t *x;           // (batch, H, W, E) by the strides below, in elements
+  const weight_t *weight;  // (E, 3, 3)
+  const weight_t *bias;
+  io_t *out;               // (4, batch, ceil(H / 2), ceil(W / 2), E)
+  long long image, line;
+  int pixel, batch, H, W, E;
+};
+
+extern "C" __global__ void __launch_bounds__(128) subgrid_conv(const Conv p) {
+  const int h = (p.H + 1) / 2, w = (p.W + 1) / 2;
+  const int groups = p.E / V, strips = (2 * w + COLUMNS - 1) / COLUMNS;
+  long long id = (long long)blockIdx.x * 128 + threadIdx.x;
+  const int c = id % groups * V;
+  id /= groups;
+  const int first = id % strips * COLUMNS;
+  id /= strips;
+  const int y = id % (2 * h);
+  const long long b = id / (2 * h);
+  if (b >= p.batch) return;
+
+  float taps[3][3][V], bias[V];
+#pragma unroll
+  for (int v = 0; v < V; v++) {
+#pragma unroll
+    for (int t = 0; t < 9; t++) taps[t / 3][t % 3][v] = to_float(p.weight[(long long)(c + v) * 9 + t]);
+    bias[v] = to_float(p.bias[c + v]);
+  }
+  const io_t *map = p.x + b * p.image + c;
+  float sum[3][V];  // of the columns before, at and behind the one that is read
+#pragma unroll
+  for (int v = 0; v < V; v++) sum[1][v] = sum[2][v] = bias[v];
+#pragma unroll
+  for (int i = -1; i <= COLUMNS; i++) {
+    const int x = first + i;
+#pragma unroll
+    for (int v = 0; v < V; v++) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias[v];
+    if (x >= 0 && x < p.W) {
+#pragma unroll
+      for (int j = 0; j < 3; j++) {
+        const int line = y + j - 1;
+        if (line < 0 || line >= p.H) continue;
+        float in[V];
+        pack_t::load(map + line * p.line + (long long)x * p.pixel).unpack(in);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+          for (int k = 0; k < 3; k++) sum[k][v] = fmaf(taps[j][2 - k][v], in[v], sum[k][v]);
+        }
+      }
+    }
+    const int column = x - 1;
+    if (i < 1 || column >= 2 * w) continue;
+    const bool inside = y < p.H && column < p.W;
+    float out[V];
+#pragma unroll
+    for (int v = 0; v < V; v++) out[v] = inside ? sum[0][v] * sigmoid(sum[0][v]) : 0.f;
+    const int grid = y % 2 + 2 * (column % 2);
+    const long long at = ((grid * p.batch + b) * h + y / 2) * w + column / 2;
+    pack_t::from(out).store(p.out + at * p.E + c);
+  }
+}

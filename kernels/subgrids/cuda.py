@@ -1,0 +1,120 @@
+"""CUDA backend: one launch each, compiled at run time from csrc/. The gradients are the reference's.
+
+Nothing is accumulated by atomics, so two forwards are bitwise equal.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.registry import Request
+from ssmvision.kernels.subgrids import reference
+from ssmvision.kernels.subgrids.cuda_programs import COLUMNS, IO, Conv, Norm
+
+__all__ = ["can_run", "conv_forward", "norm_forward"]
+
+THREADS, LANES = 128, 32
+MAX_PACKS = 16  # of a lane of the norm, which keeps a position's channels in registers
+
+
+def can_run(request: Request) -> str | None:
+    """Why the request cannot run on CUDA, or None."""
+    if not request.device.startswith("cuda"):
+        return f"{request.device} is not a CUDA device"
+    if request.dtype not in IO:
+        return f"computes in float32, so {request.dtype} is left to others"
+    return available(request.device)
+
+
+@lru_cache(maxsize=256)
+def _kernel(name: str, device: int, dtype: torch.dtype, weight_dtype: torch.dtype, **defines: int) -> Kernel:
+    """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
+    return kernel(name, name, {"IO": IO[dtype], "WIO": IO[weight_dtype], **defines}, device)
+
+
+def _aligned(*tensors: Tensor) -> int:
+    """How many channels may be accessed at once: 4, 2 or 1."""
+    for count in (4, 2):
+        if all(
+            t.shape[-1] % count == 0
+            and t.data_ptr() % (count * t.element_size()) == 0
+            and not any(stride % count for stride, size in zip(t.stride()[:-1], t.shape[:-1], strict=True) if size > 1)
+            for t in tensors
+        ):
+            return count
+    return 1
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve; takes and returns as `reference.conv_forward`."""
+    if x.numel() == 0 or weight.dtype not in IO:
+        return reference.conv_forward(x, weight, bias)
+    x, weight, bias = _dense(x), weight.contiguous(), bias.to(weight.dtype).contiguous()
+    batch, height, width, channels = x.shape
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    out = torch.empty(4, batch, rows, columns, channels, dtype=x.dtype, device=x.device)
+    wide = _aligned(x, out)
+    block = Conv(
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        out=out.data_ptr(),
+        image=x.stride(0),
+        line=x.stride(1),
+        pixel=x.stride(2),
+        batch=batch,
+        H=height,
+        W=width,
+        E=channels,
+    )
+    threads = batch * 2 * rows * -(-2 * columns // COLUMNS) * (channels // wide)
+    compiled = _kernel("subgrid_conv", x.device.index, x.dtype, weight.dtype, V=wide, COLUMNS=COLUMNS)
+    compiled.launch((-(-threads // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
+    return out
+
+
+def norm_forward(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """Norm and gate; takes and returns as `reference.norm_forward`."""
+    gate, y = _dense(gate.to(y.dtype)), _grid_dense(y)
+    weight, bias = weight.contiguous(), bias.to(weight.dtype).contiguous()
+    wide = _aligned(y, gate, weight, bias)
+    packs = -(-y.shape[-1] // (LANES * wide))
+    if y.numel() == 0 or weight.dtype not in IO or packs > MAX_PACKS:
+        return reference.norm_forward(y, gate, weight, bias, eps, silu)
+    batch, height, width, channels = gate.shape
+    out = torch.empty(gate.shape, dtype=y.dtype, device=y.device)
+    block = Norm(
+        y=y.data_ptr(),
+        gate=gate.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+        out=out.data_ptr(),
+        y_image=y.stride(0),
+        y_grid=y.stride(1),
+        image=gate.stride(0),
+        line=gate.stride(1),
+        pixel=gate.stride(2),
+        batch=batch,
+        H=height,
+        W=width,
+        E=channels,
+        eps=eps,
+    )
+    warps = batch * height * width
+    compiled = _kernel("subgrid_norm", y.device.index, y.dtype, weight.dtype, V=wide, PACKS=packs, SILU=int(silu))
+    compiled.launch((-(-warps * LANES // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
+    return out
+
+
+def _grid_dense(y: Tensor) -> Tensor:
+    """The tensor itself where every sub-grid is one block of memory."""
+    _, _, _, w, channels = y.shape
+    return y if y.stride()[2:] == (w * channels, channels, 1) else y.contiguous()
