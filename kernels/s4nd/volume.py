@@ -34,11 +34,16 @@ def can_run(request: Request) -> str | None:
         return f"is for volumes, this is {len(request.grid)}D"
     if request.rank > 1 or request.channels > 1 or request.dense:
         return "is for one kernel a feature: rank 1, one channel, not dense"
-    if request.dtype != torch.bfloat16 or request.precision not in ("auto", "bf16"):
+    if request.dtype == torch.float64 or request.precision not in ("bf16", *_automatic(request.dtype)):
         return f"computes in bfloat16, this is {request.dtype} with precision={request.precision!r}"
     if max(request.grid) > LONGEST:
         return f"an axis of {max(request.grid)} is longer than {LONGEST}, whose matrix fits into shared memory"
     return triton.can_run(request) or _memory_reason(request)
+
+
+def _automatic(dtype: torch.dtype) -> tuple[str, ...]:
+    """What the precision may also be called where "auto" means bfloat16, see `compute_dtype`."""
+    return ("auto",) if dtype == torch.bfloat16 else ()
 
 
 def _memory_reason(request: ConvRequest) -> str | None:
@@ -81,13 +86,17 @@ class _Volume(NamedTuple):
     """A call's inputs, and room for its result.
 
     Attributes:
-        u, out: (B, H, z, y, x) contiguous; out also holds what lies between the passes.
+        u, out: (B, H, z, y, x), contiguous, of one dtype.
+        rounded: u in bfloat16; u itself if it is.
+        between: what lies between the passes, in bfloat16: the memory of `rounded` if that is a copy, else of `out`.
         axes: of z, y and x.
         weight: (H,) of the skip.
     """
 
     u: Tensor
     out: Tensor
+    rounded: Tensor
+    between: Tensor
     axes: tuple[_Axis, ...]
     weight: Tensor | None
 
@@ -118,7 +127,9 @@ def _volume(args: ConvArgs) -> _Volume:
     kernels = (kernel[0, 0].contiguous() for kernel in args.kernels)
     axes = tuple(_Axis(*axis) for axis in zip(kernels, args.centers, args.grid, strict=True))
     u = args.u.contiguous()
-    return _Volume(u, torch.empty_like(u), axes, None if args.D is None else args.D[0].contiguous())
+    out, rounded = torch.empty_like(u), u.to(torch.bfloat16)
+    weight = None if args.D is None else args.D[0].contiguous()
+    return _Volume(u, out, rounded, out if rounded is u else rounded, axes, weight)
 
 
 class _Launch:
@@ -128,7 +139,7 @@ class _Launch:
         self._volume = v
         planes, features = name.startswith("planes"), v.u.shape[1]
         size = max(axis.size for axis in (v.axes[1:] if planes else v.axes[:1]))
-        config = tile_config(name, size, _shared_bytes(v.u.device))
+        config = tile_config(name, size, v.u.element_size(), _shared_bytes(v.u.device))
         sizes = v.plane_sizes() if planes else v.column_sizes(config.columns)
         self.parts = parts_of(features, sizes["items"], _processors(v.u.device) * config.blocks)
         self.programs = features * self.parts
@@ -150,8 +161,8 @@ def forward(args: ConvArgs) -> Tensor:
     v = _volume(args)
     z, y, x = (axis.taps for axis in v.axes)
     with torch.accelerator.device_index(v.u.device.index):
-        _Launch(v, "planes")(v.u, v.out, y, x, TRANSPOSED=False)
-        _Launch(v, "columns")(v.out, v.u, v.out, z, v.weight)
+        _Launch(v, "planes")(v.rounded, v.between, y, x, TRANSPOSED=False)
+        _Launch(v, "columns")(v.between, v.u, v.out, z, v.weight)
     return v.out.view(args.out_shape)
 
 
@@ -164,13 +175,13 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
         columns = _Launch(v, "columns_backward")
         d_z, d_weight = columns.room(v.axes[0]), v.u.new_empty(v.u.shape[1], columns.parts, dtype=torch.float32)
         if need_kernels:
-            _Launch(v, "columns")(v.u, v.u, v.out, z, None)
+            _Launch(v, "columns")(v.rounded, v.u, v.between, z, None)
             planes = _Launch(v, "planes_backward")
             d_y, d_x = (planes.room(axis) for axis in v.axes[1:])
-            planes(dy, v.out, v.out, y, x, d_y, d_x)
+            planes(dy.to(torch.bfloat16), v.between, v.between, y, x, d_y, d_x)
         else:
-            _Launch(v, "planes")(dy, v.out, y, x, TRANSPOSED=True)
-        columns(v.out, v.u, dy, v.out, z, v.weight, d_z, None if v.weight is None else d_weight)
+            _Launch(v, "planes")(dy.to(torch.bfloat16), v.between, y, x, TRANSPOSED=True)
+        columns(v.between, v.u, dy, v.out, z, v.weight, d_z, None if v.weight is None else d_weight)
         d_kernels = _sums(v, d_z, d_y, d_x) if need_kernels else None
     return Grads(v.out if need_u else None, d_kernels, None if v.weight is None else d_weight.sum(1)[None])
 

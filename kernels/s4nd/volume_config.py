@@ -49,19 +49,22 @@ def longest_axis(granted: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def tile_config(kernel: str, size: int, granted: int) -> TileConfig:
+def tile_config(kernel: str, size: int, element_bytes: int, granted: int) -> TileConfig:
     """Settings for a kernel.
 
     Args:
         kernel: its name.
         size: the longest of its padded axes.
+        element_bytes: of an input's and a result's number.
         granted: bytes of shared memory that a block may have.
     """
+    backward, along_z = kernel.endswith("backward"), kernel.startswith("columns")
+    fewer = element_bytes > 2 and along_z and backward
     if size <= LONGEST // 2:
-        return TileConfig(64, 4, 3, 2 if kernel.endswith("backward") else 3)
-    if granted < HUGE_BYTES:
+        return TileConfig(64, 4, 2 if fewer else 3, 2 if backward else 3)
+    if fewer or granted < HUGE_BYTES or kernel == "planes_backward":
         return TileConfig(64, 8, 2, 1)
-    return TileConfig(128 if kernel == "columns" else 64, 8, 2 if kernel == "planes_backward" else 3, 1)
+    return TileConfig(128 if kernel == "columns" and element_bytes <= 2 else 64, 8, 3, 1)
 
 
 @lru_cache(maxsize=256)

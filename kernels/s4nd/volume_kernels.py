@@ -182,7 +182,7 @@ def columns_backward(
         d_column = _load(w + at, rows, cols, depth, area, area, FULL)
         column = _load(u + at, rows, cols, depth, area, area, FULL)
         dx = tl.dot(matrix, d_column)
-        total = tl.dot(d_column, tl.trans(column), total)
+        total = tl.dot(d_column, tl.trans(column.to(tl.bfloat16)), total)
         if weight is not None:
             d_out = _load(dy + at, rows, cols, depth, area, area, FULL).to(tl.float32)
             dx += d_out * skip

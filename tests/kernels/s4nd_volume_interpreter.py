@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "anticausal, no skip": {"grid": (4, 6, 5), "centers": (4, 6, 5), "taps": (4, 6, 5), "skip": False},
     "one program": {"grid": (5, 4, 3), "processors": 1, "batch": 3},
     "a program an item": {"grid": (3, 4, 5), "processors": 99, "batch": 2},
+    "float32": {"grid": (5, 6, 7), "dtype": torch.float32},
+    "float16, kernels are not wanted": {"grid": (6, 5, 4), "dtype": torch.float16, "need_kernels": False},
     "kernels are not wanted": {"grid": (4, 5, 6), "need_kernels": False},
 }
 
@@ -39,6 +41,7 @@ def make(
     batch: int = 1,
     features: int = 3,
     skip: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[ConvArgs, Tensor]:
     """Inputs and the result's gradient; kernels to both sides as far as the axes are long."""
     generator = torch.Generator().manual_seed(0)
@@ -48,9 +51,9 @@ def make(
 
     sizes = taps or tuple(2 * length for length in grid)
     kernels = tuple(rand(1, 1, features, size) / size**0.5 for size in sizes)
-    u, D = rand(batch, features, *grid).bfloat16(), rand(1, features) if skip else None
-    args = ConvArgs(u, kernels, centers or grid, D, False, "auto")
-    return args, rand(batch, 1, features, *grid).bfloat16()
+    u, D = rand(batch, features, *grid).to(dtype), rand(1, features) if skip else None
+    args = ConvArgs(u, kernels, centers or grid, D, False, "bf16")
+    return args, rand(batch, 1, features, *grid).to(dtype)
 
 
 def errors(processors: int = 3, need_kernels: bool = True, **changes: Any) -> dict[str, float]:
@@ -67,6 +70,8 @@ def errors(processors: int = 3, need_kernels: bool = True, **changes: Any) -> di
         volume.backward(args, dout, True, need_kernels),
         fft.backward(wide, dout.double(), True, need_kernels),
     )
+    assert grads.u is not None
+    assert grads.u.dtype == args.u.dtype
     found = {"y": volume.forward(args), "u": grads.u, "D": grads.D, **dict(enumerate_kernels(grads.kernels))}
     expected = {"y": fft.forward(wide), "u": exact.u, "D": exact.D, **dict(enumerate_kernels(exact.kernels))}
     assert {name for name, t in found.items() if t is None} == {name for name, t in expected.items() if t is None}

@@ -44,11 +44,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     return recorded
 
 
-def both_ways(grid: tuple[int, ...], need_kernels: bool, skip: bool) -> None:
+def both_ways(grid: tuple[int, ...], need_kernels: bool, skip: bool, dtype: torch.dtype) -> None:
     """Forward and backward of 4 features; the results are what was in the memory."""
     kernels = tuple(torch.zeros(1, 1, 4, 2 * length) for length in grid)
-    u, D = torch.zeros(1, 4, *grid, dtype=torch.bfloat16), torch.zeros(1, 4) if skip else None
-    args = ConvArgs(u, kernels, grid, D, False, "auto")
+    u, D = torch.zeros(1, 4, *grid, dtype=dtype), torch.zeros(1, 4) if skip else None
+    args = ConvArgs(u, kernels, grid, D, False, "bf16")
     volume.backward(args, volume.forward(args), True, need_kernels)
 
 
@@ -71,25 +71,27 @@ def _whole(value: object) -> bool:
 
 
 CASES = [
-    (80, (64, 64, 64), True, True),
-    (80, (5, 33, 18), True, False),
-    (90, (128, 128, 128), True, True),
-    (90, (96, 16, 40), False, True),
-    (120, (64, 64, 64), True, True),
+    (80, (64, 64, 64), True, True, torch.bfloat16),
+    (80, (128, 33, 18), True, False, torch.float32),
+    (90, (128, 128, 128), True, True, torch.bfloat16),
+    (90, (128, 16, 40), True, True, torch.float32),
+    (90, (96, 64, 64), False, True, torch.float16),
+    (120, (64, 64, 64), True, True, torch.float32),
 ]
 
 
-@pytest.mark.parametrize(("capability", "grid", "need_kernels", "skip"), CASES)
+@pytest.mark.parametrize(("capability", "grid", "need_kernels", "skip", "dtype"), CASES)
 def test_kernels_compile_within_the_memory_granted(
     capability: int,
     grid: tuple[int, ...],
     need_kernels: bool,
     skip: bool,
+    dtype: torch.dtype,
     launches: list[Launch],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(volume, "_shared_bytes", lambda device: GRANTED[capability])
-    both_ways(grid, need_kernels, skip)
+    both_ways(grid, need_kernels, skip, dtype)
     names = [launch.name for launch in launches]
     assert {"planes", "columns", "columns_backward"} <= set(names)
     assert ("planes_backward" in names) == ("diagonals" in names) == need_kernels

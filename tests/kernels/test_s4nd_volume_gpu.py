@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ class Case(NamedTuple):
     features: int = 3
     two_sided: bool = True
     skip: bool = True
+    dtype: torch.dtype = torch.bfloat16
 
 
 CASES = [
@@ -36,6 +38,8 @@ CASES = [
     Case((1, 50, 3), batch=2),
     Case((40, 1, 1)),
     Case((20, 24, 9), two_sided=False),
+    Case((128, 48, 65), dtype=torch.float32),
+    Case((30, 64, 16), batch=2, dtype=torch.float16),
 ]
 
 
@@ -49,7 +53,7 @@ def make(case: Case) -> list[Tensor]:
     taps = [length * (1 + case.two_sided) for length in case.grid]
     kernels = [rand(case.features, size) / size**0.5 for size in taps]
     D = [rand(case.features)] if case.skip else []
-    return [rand(case.batch, case.features, *case.grid).bfloat16(), *D, *kernels]
+    return [rand(case.batch, case.features, *case.grid).to(case.dtype), *D, *kernels]
 
 
 def results(leaves: list[Tensor], case: Case, backend: str, dout: Tensor) -> list[Tensor]:
@@ -57,20 +61,21 @@ def results(leaves: list[Tensor], case: Case, backend: str, dout: Tensor) -> lis
     leaves = [t.detach().requires_grad_() for t in leaves]
     u, *rest = leaves
     kernels, D = rest[-3:], rest[0] if case.skip else None
-    out = long_conv_nd(u, kernels, D, centers=case.grid if case.two_sided else 0, backend=backend)
+    options: dict[str, Any] = {"centers": case.grid if case.two_sided else 0, "backend": backend}
+    out = long_conv_nd(u, kernels, D, precision="auto" if u.dtype == torch.float64 else "bf16", **options)
     return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64_and_repeats(case: Case) -> None:
     leaves = make(case)
-    dout = torch.randn(case.batch, 1, case.features, *case.grid, device="cuda").bfloat16()
+    dout = torch.randn(case.batch, 1, case.features, *case.grid, device="cuda").to(case.dtype)
     got, again = (results(leaves, case, "triton", dout) for _ in range(2))
     expected = results([t.double() for t in leaves], case, "fft", dout)
     for value, repeated, wanted in zip(got, again, expected, strict=True):
         assert float((value.double() - wanted).norm() / wanted.norm()) <= TOLERANCE
         assert torch.equal(value, repeated)
-    assert [t.dtype for t in got] == [torch.bfloat16] * 2 + [torch.float32] * (len(got) - 2)
+    assert [t.dtype for t in got] == [case.dtype] * 2 + [torch.float32] * (len(got) - 2)
 
 
 def test_strided_inputs() -> None:
@@ -103,7 +108,9 @@ def test_gradients_of_some(frozen: str) -> None:
 def test_chosen_for_bfloat16_volumes() -> None:
     request = ConvRequest("cuda:0", torch.bfloat16, (64, 64, 64), systems=32)
     assert choose(OP, request).name == "triton"
-    assert choose(OP, ConvRequest("cuda:0", torch.float32, (64, 64, 64), systems=32)).name == "toeplitz"
+    wide = ConvRequest("cuda:0", torch.float32, (64, 64, 64), systems=32)
+    assert choose(OP, wide).name == "toeplitz"
+    assert choose(OP, replace(wide, precision="bf16")).name == "triton"
     assert choose(OP, request, "-triton").name == "toeplitz"
 
 
