@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.operators import define_operator
-from ssmvision.kernels.s4nd import fft, toeplitz, volume
+from ssmvision.kernels.s4nd import cuda, fft, toeplitz, volume
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
 
 __all__ = ["OP", "long_conv"]
@@ -21,6 +21,7 @@ OP = "long_conv_nd"
 logger = logging.getLogger("ssmvision")
 _told: set[tuple[str, tuple[int, ...]]] = set()
 
+registry.register(OP, registry.Backend(cuda.NAME, 40, cuda.can_run, cuda.forward, cuda.backward))
 registry.register(OP, registry.Backend(volume.NAME, 30, volume.can_run, volume.forward, volume.backward))
 registry.register(OP, registry.Backend(toeplitz.NAME, 20, toeplitz.can_run, toeplitz.forward, toeplitz.backward))
 registry.register(OP, registry.Backend("fft", 10, lambda request: None, fft.forward, fft.backward))
