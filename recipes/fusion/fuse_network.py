@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ssmvision.convert import convert_state_dict, load_official, unwrap_checkpoint
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
+from ssmvision.recipes.fusion.network import ScaledFusion
 from ssmvision.recipes.fusion.tiling import fused_in_tiles
+from ssmvision.recipes.fusion.weights import CARD, WEIGHTS, open_model
 
 __all__ = ["NetworkFusion", "load_checkpoint", "open_network"]
 
@@ -91,7 +93,7 @@ def _shown(steps: range) -> Iterable[int]:
 
 
 def open_network(path: Path | None) -> nn.Module:
-    """The network of a training, of a published checkpoint, or the one that ships.
+    """The network of a training, of a published checkpoint, or the one that ships, made ready for inference only.
 
     Args:
         path: run folder or .safetensors with model.json beside it; any file of `load_checkpoint`; None: what ships.
@@ -99,16 +101,15 @@ def open_network(path: Path | None) -> nn.Module:
     Raises:
         UserError: missing, damaged or other files.
     """
-    from ssmvision.recipes.fusion.weights import CARD, WEIGHTS, open_model
-
     if path is None and not files("ssmvision.recipes.fusion").joinpath("pretrained", WEIGHTS).is_file():
         raise UserError(
             "no weights ship with this installation; pass --weights FILE, or --method average, max, laplacian, wavelet "
             "or guided"
         )
     if path is None or path.is_dir() or (path.suffix.lower() == ".safetensors" and path.with_name(CARD).is_file()):
-        return open_model(path)[0]
-    return load_checkpoint(path)
+        trained, _ = open_model(path)
+        return ScaledFusion(trained.network.for_inference(), trained.scale).eval()
+    return load_checkpoint(path).for_inference()
 
 
 def load_checkpoint(path: Path) -> FusionMamba:

@@ -10,8 +10,11 @@ from torch import nn
 
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
+from ssmvision.recipes.fusion.config import ModelConfig
 from ssmvision.recipes.fusion.fuse_network import NetworkFusion, load_checkpoint, open_network
+from ssmvision.recipes.fusion.network import build_network
 from ssmvision.recipes.fusion.tiling import fused_in_tiles
+from ssmvision.recipes.fusion.weights import FusionCard, save_model
 
 SMALL = {"depths": (1, 2), "depths_decoder": (2, 1), "dims": (8, 16)}
 CPU = torch.device("cpu")
@@ -64,6 +67,26 @@ def test_published_checkpoints_take_any_size_and_give_the_published_result(tmp_p
     with torch.no_grad():
         torch.testing.assert_close(loaded(a, b), network(a, b))
         assert loaded(a[..., :15, :31], b[..., :15, :31]).shape == (1, 1, 15, 31)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_models_of_a_training_open_with_their_card(tmp_path, faithful, by_file):
+    config = ModelConfig(depths=(1, 1), depths_decoder=(1, 1), dims=(8, 16), d_state=16, faithful=faithful)
+    network = build_network(config).eval()
+    path = save_model(tmp_path, network, FusionCard(config))
+    loaded = open_network(path if by_file else tmp_path)
+    a, b = (torch.from_numpy(x)[:, None] for x in slices(1, 19, 33))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(a, b), network(a, b))
+    fused = NetworkFusion(loaded, CPU, tile=64)(*slices(1, 90, 33))
+    assert fused.shape == (1, 90, 33)
+
+
+def test_without_shipped_weights_the_way_out_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("ssmvision.recipes.fusion.fuse_network.files", lambda package: tmp_path)
+    with pytest.raises(UserError, match=r"no weights ship .* pass --weights FILE, or --method average"):
+        open_network(None)
 
 
 def nonfinite(path):
