@@ -177,7 +177,7 @@ def _slices(y: Slices, a: Source, config: FuseConfig) -> Slices:
 
 def _unsliced(slices: Slices, a: Source, config: FuseConfig) -> Slices:
     if a.grid is None:
-        return slices[0]
+        return np.asarray(slices[0])
     return np.asarray(volumes.from_slices(slices, a.grid.affine, volumes.slicing_axis(a.grid, config.axis)))
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ssmvision.convert import convert_state_dict, load_official, unwrap_checkpoint
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
-from ssmvision.recipes.fusion.network import ScaledFusion
 from ssmvision.recipes.fusion.tiling import fused_in_tiles
 from ssmvision.recipes.fusion.weights import CARD, WEIGHTS, open_model
 
@@ -108,7 +107,8 @@ def open_network(path: Path | None) -> nn.Module:
         )
     if path is None or path.is_dir() or (path.suffix.lower() == ".safetensors" and path.with_name(CARD).is_file()):
         trained, _ = open_model(path)
-        return ScaledFusion(trained.network.for_inference(), trained.scale).eval()
+        trained.network = trained.network.for_inference()
+        return trained
     return load_checkpoint(path).for_inference()
 
 
