@@ -79,9 +79,8 @@ def _settings(config: FuseConfig) -> dict[str, str]:
 
 
 def _check_outputs(plan: Plan, config: FuseConfig) -> None:
-    inputs = [path for pair in plan.pairs for path in (pair.a, pair.b)]
     for pair in plan.pairs:
-        check_free(pair.out, config.overwrite, inputs)
+        check_free(pair.out, config.overwrite, (pair.a, pair.b))
         if is_volume(pair.a):
             volumes.check_storable(pair.out)
     if config.metrics is not None:

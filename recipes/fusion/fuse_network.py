@@ -124,15 +124,16 @@ def load_checkpoint(path: Path) -> FusionMamba:
     """
     try:
         state = unwrap_checkpoint(load_official(path))
-        network = FusionMamba(**_settings(state))
-        network.load_state_dict(convert_state_dict(network, state))
+        with torch.device("meta"):  # initial values of 160 million parameters would take longer than their use
+            network = FusionMamba(**_settings(state))
+        network.load_state_dict(convert_state_dict(network, state), assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise UserError(f"{path}: no weights of FusionMamba for image fusion ({reason}); give another file") from None
     bad = [key for key, value in network.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise UserError(f"{path}: non-finite values in {', '.join(bad[:3])}; get or train the weights again")
-    return network.eval()
+    return network.float().eval()
 
 
 def _settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

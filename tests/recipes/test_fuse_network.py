@@ -57,6 +57,11 @@ def test_architecture_is_read_off_the_tensors(tmp_path, settings):
         torch.testing.assert_close(loaded(a, b), network(a, b))
 
 
+def test_weights_stored_in_16_bits_run_in_32(tmp_path):
+    save_file({key: value.half() for key, value in small().state_dict().items()}, tmp_path / "w.safetensors")
+    assert {value.dtype for value in load_checkpoint(tmp_path / "w.safetensors").parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_published_checkpoints_take_any_size_and_give_the_published_result(tmp_path, wrapped):
     network = small(faithful=True)
