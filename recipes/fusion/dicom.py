@@ -68,7 +68,7 @@ def read_dicom(path: Path, window: Window | None = None) -> Source:
 
 
 def _opened(file: Path) -> Any:
-    """The data set; None of a file without pixels, such as contours or the index of a disc."""
+    """The data set; None of a file without an image, such as contours, a segmentation or the index of a disc."""
     try:
         import pydicom
     except ModuleNotFoundError:
@@ -80,7 +80,7 @@ def _opened(file: Path) -> Any:
         data = pydicom.dcmread(file)
     except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{file}: not a readable DICOM file ({error}); fetch or export it again") from None
-    if "PixelData" not in data:
+    if "PixelData" not in data or data.get("Modality") == "SEG":
         return None
     needed = ("Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
     missing = [name for name in needed if name not in data or data[name].is_empty]

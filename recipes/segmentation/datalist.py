@@ -11,7 +11,18 @@ from typing import Any
 
 from ssmvision.errors import UserError
 
-__all__ = ["Case", "Dataset", "hold_out", "read_dataset", "read_dataset_labels", "strip_ending"]
+__all__ = [
+    "Case",
+    "Dataset",
+    "channels_in",
+    "hold_out",
+    "labels_in",
+    "listed_case",
+    "read_dataset",
+    "read_dataset_labels",
+    "read_json",
+    "strip_ending",
+]
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -80,7 +91,7 @@ def read_dataset(root: Path | str) -> Dataset:
     root = Path(root)
     path = root / "dataset.json" if root.is_dir() else root
     content = read_json(path, "give an nnU-Net raw folder with a dataset.json, or a datalist JSON")
-    channels, labels = _channels(path, content), _labels(path, content)
+    channels, labels = channels_in(path, content), labels_in(path, content)
     if isinstance(content.get("training"), list) and "file_ending" not in content:
         training, validation, test = (_listed(path, content, key) for key in ("training", "validation", "test"))
         if len({c.id for c in (*training, *validation)}) < len(training) + len(validation):
@@ -98,11 +109,16 @@ def read_dataset_labels(near: Path) -> dict[str, int] | None:
     for folder in (near, near.parent):
         path = folder / "dataset.json"
         if path.is_file():
-            return _labels(path, read_json(path, "restore it"))
+            return labels_in(path, read_json(path, "restore it"))
     return None
 
 
-def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+def channels_in(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the channels that a dataset.json lists.
+
+    Raises:
+        UserError: there are none, or their numbers have gaps.
+    """
     found = content.get("channel_names", content.get("modality"))
     if isinstance(found, list) and found:
         return tuple(str(name) for name in found)
@@ -114,7 +130,12 @@ def _channels(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     raise UserError(f'{path}: channel_names is {found!r}; give for example {{"0": "MRI"}}')
 
 
-def _labels(path: Path, content: dict[str, Any]) -> dict[str, int]:
+def labels_in(path: Path, content: dict[str, Any]) -> dict[str, int]:
+    """Name to id of the labels that a dataset.json lists, in the order of the ids.
+
+    Raises:
+        UserError: there are fewer than two, ids with gaps, regions, or an "ignore" label.
+    """
     found = content.get("labels")
     if not isinstance(found, dict) or len(found) < 2:
         raise UserError(f'{path}: labels is {found!r}; give for example {{"background": 0, "liver": 1}}')
@@ -140,10 +161,15 @@ def _listed(path: Path, content: dict[str, Any], key: str) -> tuple[Case, ...]:
         raise UserError(
             f'{path}: \'{key}\' is a {type(entries).__name__}; give a list of {{"image": ..., "label": ...}}'
         )
-    return tuple(_entry(path, key, i, entry) for i, entry in enumerate(entries))
+    return tuple(listed_case(path, key, i, entry) for i, entry in enumerate(entries))
 
 
-def _entry(path: Path, key: str, index: int, entry: Any) -> Case:
+def listed_case(path: Path, key: str, index: int, entry: Any) -> Case:
+    """The case that an entry of a datalist names: `content[key][index]` of the file `path`.
+
+    Raises:
+        UserError: the entry names no image, or a label that is no file name.
+    """
     entry = {"image": entry} if isinstance(entry, str) else entry
     images = entry.get("image") if isinstance(entry, dict) else None
     images = [images] if isinstance(images, str) else images

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_CHECKING = "ssmvision.recipes.checking"
 _PLANNING = "ssmvision.recipes.planning"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
@@ -41,6 +42,14 @@ COMMANDS = (
         f"{_SEGMENTATION}.demo_config:DemoConfig",
         f"{_SEGMENTATION}.demo:run",
         extra="demo",
+    ),
+    Command(
+        "check",
+        "look at every file of a dataset and list what is wrong, with the fix",
+        f"{_CHECKING}.config:CheckConfig",
+        f"{_CHECKING}.command:run",
+        positional=True,
+        extra="recipes",
     ),
     Command(
         "plan",
@@ -80,6 +89,20 @@ COMMANDS = (
         f"{_FUSION}.fuse:run",
         positional=True,
         extra="recipes",
+    ),
+    Command(
+        "fusion train",
+        "train a fusion network on your own pairs of images or volumes",
+        f"{_FUSION}.config:FusionTrainConfig",
+        f"{_FUSION}.train:run",
+        extra="recipes",
+    ),
+    Command(
+        "fusion demo",
+        "train a small FusionMamba on real pairs and compare it with classical fusion, with a report (CPU, minutes)",
+        f"{_FUSION}.demo_config:FusionDemoConfig",
+        f"{_FUSION}.demo:run",
+        extra="demo",
     ),
     Command(
         "resolution digits",
