@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.metrics.fusion import METRICS, applicable, fusion_metrics
+from ssmvision.recipes.fusion.progress import shown
 from ssmvision.recipes.segmentation.writing import check_free, write_bytes
 
 __all__ = ["Row", "check_report", "measured", "write_report"]
@@ -55,7 +56,7 @@ def measured(pair: str, a: Slices, b: Slices, fused: Slices) -> Row:
     step = max(1, _PIXELS_AT_ONCE // (height * width))
     parts = [
         fusion_metrics(*(x[i : i + step] for x in images), data_range=1.0, names=names)
-        for i in range(0, len(images[0]), step)
+        for i in shown(range(0, len(images[0]), step), "measuring slices")
     ]
     means = {name: float(torch.cat([part[name] for part in parts]).mean()) for name in names}
     return Row(pair, int(kept.sum()), {name: means.get(name) for name in METRICS})

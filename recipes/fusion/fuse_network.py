@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,13 +11,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from ssmvision.convert import convert_state_dict, load_official, unwrap_checkpoint
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
+from ssmvision.recipes.fusion.progress import shown
 from ssmvision.recipes.fusion.tiling import fused_in_tiles
 from ssmvision.recipes.fusion.weights import CARD, WEIGHTS, open_model
 
@@ -63,7 +62,7 @@ class NetworkFusion:
         """
         fused = np.empty(a.shape, dtype=np.float32)
         step = max(1, _PIXELS_AT_ONCE // (a.shape[1] * a.shape[2]))
-        for first in _shown(range(0, len(a), step)):
+        for first in shown(range(0, len(a), step), "fusing slices"):
             part = slice(first, first + step)
             x1, x2 = (torch.from_numpy(np.ascontiguousarray(x[part])).unsqueeze(1).to(self.device) for x in (a, b))
             fused[part] = self._fused(x1, x2).squeeze(1).float().cpu().numpy()
@@ -82,13 +81,6 @@ class NetworkFusion:
                 f"{self.device} has too little memory for {x1.shape[2]}x{x1.shape[3]} pixels in tiles of {tile}; pass "
                 f"--tile {smaller} or --device cpu"
             ) from None
-
-
-def _shown(steps: range) -> Iterable[int]:
-    """With a progress bar where there is more than one step."""
-    if len(steps) == 1:
-        return steps
-    return track(steps, "slices", console=Console(stderr=True), transient=True)
 
 
 def open_network(path: Path | None) -> nn.Module:
