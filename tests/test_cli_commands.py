@@ -57,7 +57,9 @@ def undocumented(config: type) -> list[str]:
 def test_shipped_configurations_hold_only_known_keys(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = {"segmentation/demo.yaml": "demo", "resolution/mnist.yaml": "resolution digits"}
     own |= {"resolution/spacing.yaml": "resolution spacing"}
-    command = own[name].split() if name in own else ["train", "--data.root", "data", "--out", "run"]
+    own |= {"fusion/demo_gpu.yaml": "fusion demo"}
+    own |= dict.fromkeys(("fusion/small.yaml", "fusion/published.yaml"), "fusion train --data.a a --data.b b --out run")
+    command = own.get(name, "train --data.root data --out run").split()
     assert main([*command, "--config", name, "--print_config"]) == 0, capsys.readouterr().err
 
 

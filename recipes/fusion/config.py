@@ -14,6 +14,7 @@ __all__ = [
     "IntensityTarget",
     "LossConfig",
     "ModelConfig",
+    "Output",
     "StructureForm",
     "TrainerConfig",
 ]
@@ -21,6 +22,7 @@ __all__ = [
 IntensityTarget = Literal["max", "mean"]
 GradientForm = Literal["magnitude", "vector"]
 StructureForm = Literal["ssim", "published"]
+Output = Literal["image", "weights"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,12 @@ class ModelConfig:
         d_state: states per channel.
         drop_path_rate: largest stochastic depth.
         faithful: the published network tensor for tensor, dead weights included.
-        input_scale: what images are multiplied by. The network adds twice its inputs to its result, so that 0.25 lets
-            it start from the mean of the two images; the published one has 1.
+        output: "image", what the network computes is added to both images, as published; or "weights", it decides pixel
+            by pixel how much of each image is taken. Then every pixel lies between those of the images, so that nothing
+            can be in the result that is in neither; and a small network is enough.
+        input_scale: what images are multiplied by first. The network adds twice its inputs to its result, so that 0.25
+            lets an "image" start from the mean of the two; the published one has 1. Of "weights" nothing depends on it
+            but the start of the training.
     """
 
     depths: tuple[int, ...] = (1, 1)
@@ -101,7 +107,8 @@ class ModelConfig:
     d_state: int = 8
     drop_path_rate: float = 0.0
     faithful: bool = False
-    input_scale: float = 0.25
+    output: Output = "weights"
+    input_scale: float = 1.0
 
 
 @dataclass(frozen=True)

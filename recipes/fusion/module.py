@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ssmvision.errors import UserError
 from ssmvision.recipes.fusion.config import LossConfig, TrainerConfig
 from ssmvision.recipes.fusion.losses import FusionLoss, FusionTerms
-from ssmvision.recipes.fusion.network import ScaledFusion
+from ssmvision.recipes.fusion.network import FusionNetwork
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
 
 __all__ = ["FusionModule", "learning_rate"]
@@ -48,7 +48,7 @@ class FusionModule(LightningModule):
         A batch is {"a", "b"}: (B, 1, H, W) float32 in [0, 1].
     """
 
-    def __init__(self, network: ScaledFusion, loss: LossConfig, config: TrainerConfig) -> None:
+    def __init__(self, network: FusionNetwork, loss: LossConfig, config: TrainerConfig) -> None:
         super().__init__()
         self.network, self.criterion, self.config = network, FusionLoss(loss), config
         self.average: AveragedModel | None = None

@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
-from ssmvision.recipes.fusion.config import ModelConfig
+from ssmvision.recipes.fusion.config import ModelConfig, Output
 
-__all__ = ["ScaledFusion", "build_network"]
+__all__ = ["FusionNetwork", "build_network"]
+
+# The published network returns what it has computed plus this many times the sum of its inputs.
+RESIDUAL = 2
 
 
-class ScaledFusion(nn.Module):
-    """FusionMamba of images multiplied by a constant.
+class FusionNetwork(nn.Module):
+    """FusionMamba, whose result is the fused image or how much of each image it takes.
 
-    The network adds twice each input to what it has computed; a constant of a quarter makes that the mean of the two
-    images, from which a small network has less far to go than from their fourfold.
+    - output "image": network(s a, s b), which holds 2 s (a + b): with s = 1 the published result, with s = 1/4 the mean
+      of both images and what the network adds to it.
+    - output "weights": w a + (1 - w) b, w = sigmoid(network(s a, s b) - 2 s (a + b)): every pixel lies between those of
+      the images.
 
     Args:
         network: (B, 1, H, W) twice to (B, 1, H, W).
-        scale: the constant.
+        output: see above.
+        scale: s.
 
     Attributes:
         stride: as of the network.
 
     Shape:
-        a, b: (B, 1, H, W) floating point in [0, 1]; the result is about [0, 1], not clamped.
+        a, b: (B, 1, H, W) floating point in [0, 1], of any size; an "image" is about [0, 1], not clamped.
     """
 
-    def __init__(self, network: FusionMamba, scale: float) -> None:
+    def __init__(self, network: FusionMamba, output: Output, scale: float) -> None:
         super().__init__()
-        self.network, self.scale, self.stride = network, scale, network.stride
+        self.network, self.output, self.scale, self.stride = network, output, scale, network.stride
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Fuse two images; of the published network, which pads nothing itself, their continued edges are cut off."""
         height, width = a.shape[-2:]
+        x, y = self.scale * a, self.scale * b
         if self.network.faithful:
-            a, b = (F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate") for x in (a, b))
-        fused: Tensor = self.network(self.scale * a, self.scale * b)
-        return fused[..., :height, :width]
+            x, y = (F.pad(z, (0, -width % self.stride, 0, -height % self.stride), mode="replicate") for z in (x, y))
+        result: Tensor = self.network(x, y)[..., :height, :width]
+        if self.output == "image":
+            return result
+        weight = torch.sigmoid(result - RESIDUAL * self.scale * (a + b))
+        return weight * a + (1 - weight) * b
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
         return {f"network.{name}" for name in self.network.no_weight_decay()}
 
 
-def build_network(config: ModelConfig) -> ScaledFusion:
+def build_network(config: ModelConfig) -> FusionNetwork:
     """The network with fresh weights.
 
     Raises:
@@ -63,4 +74,4 @@ def build_network(config: ModelConfig) -> ScaledFusion:
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    return ScaledFusion(network, config.input_scale)
+    return FusionNetwork(network, config.output, config.input_scale)

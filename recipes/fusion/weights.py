@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.fusion.config import ModelConfig
-from ssmvision.recipes.fusion.network import ScaledFusion, build_network
+from ssmvision.recipes.fusion.network import FusionNetwork, build_network
 
 __all__ = ["CARD", "WEIGHTS", "FusionCard", "open_model", "open_shipped", "save_model"]
 
@@ -68,7 +68,7 @@ def save_model(folder: Path, network: nn.Module, card: FusionCard, dtype: torch.
     return path
 
 
-def open_model(path: Path | str | None = None) -> tuple[ScaledFusion, FusionCard]:
+def open_model(path: Path | str | None = None) -> tuple[FusionNetwork, FusionCard]:
     """The network with its weights, in eval mode on the CPU, and its card.
 
     Args:
@@ -93,13 +93,13 @@ def open_model(path: Path | str | None = None) -> tuple[ScaledFusion, FusionCard
     return _opened(weights.read_bytes(), card_path.read_text(encoding="utf-8"), weights, card_path)
 
 
-def open_shipped() -> tuple[ScaledFusion, FusionCard]:
+def open_shipped() -> tuple[FusionNetwork, FusionCard]:
     """`open_model` of the small network that ships with the package."""
     with as_file(files("ssmvision.recipes.fusion").joinpath("pretrained")) as folder:
         return open_model(folder)
 
 
-def _opened(content: bytes, text: str, weights: Path, card_path: Path) -> tuple[ScaledFusion, FusionCard]:
+def _opened(content: bytes, text: str, weights: Path, card_path: Path) -> tuple[FusionNetwork, FusionCard]:
     description, card = _card(card_path, text)
     digest = hashlib.sha256(content).hexdigest()
     if digest != description.get("sha256"):

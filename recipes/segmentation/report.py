@@ -42,6 +42,7 @@ class Table:
         text_columns: how many columns from the left hold words, set flush left; the others hold numbers.
         group_by: a rule is drawn where the first `group_by` cells change.
         caption: what to know when reading it.
+        folded: hide the rows until clicked.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Table:
     text_columns: int = 1
     group_by: int = 0
     caption: str = ""
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.fusion import train
@@ -59,7 +60,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 def settings(data: DataConfig, out: Path, **changes: object) -> FusionTrainConfig:
     model = ModelConfig(dims=(8, 16), d_state=2, drop_path_rate=0.2)
     trainer = TrainerConfig(
-        max_epochs=4, steps_per_epoch=6, batch_size=2, lr=3e-3, warmup_steps=2, validate_every=2, accelerator="cpu"
+        max_epochs=4, steps_per_epoch=6, batch_size=2, lr=1e-2, warmup_steps=2, validate_every=2, accelerator="cpu"
     )
     trainer = dataclasses.replace(trainer, **changes)
     loss = LossConfig(intensity=10.0, intensity_target="max")
@@ -76,7 +77,7 @@ def test_training_learns_and_tells(trained: train.RunResult) -> None:
     rows = [row.split(",") for row in trained.history.read_text().splitlines()]
     assert rows[0][:6] == ["epoch", "step", "lr", "seconds", "train_loss", "val_loss"]
     losses = [float(row[4]) for row in rows[1:]]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     assert [bool(row[5]) for row in rows[1:]] == [False, True, False, True]
     assert float(rows[-1][5]) == pytest.approx(trained.validation["total"])
     previews = sorted((trained.out / "previews").iterdir())
@@ -126,7 +127,7 @@ def test_a_resumed_run_is_the_unbroken_one(
 
 def test_bf16_and_the_published_network_and_loss(pictures: DataConfig, tmp_path: Path) -> None:
     config = settings(pictures, tmp_path / "run", precision="bf16-mixed", max_epochs=1, steps_per_epoch=1)
-    model = ModelConfig(dims=(8, 16), faithful=True, d_state=16, input_scale=1.0)
+    model = ModelConfig(dims=(8, 16), faithful=True, d_state=16, output="image")
     data = dataclasses.replace(pictures, validation_pairs=(), validation_fraction=0.0)
     config = dataclasses.replace(config, model=model, loss=LossConfig.published(), data=data)
     result = train.run(config)
@@ -219,6 +220,30 @@ def test_tones_and_exchange() -> None:
     assert float(turned["b"].mean()) == 0.75
     squared = CropDataset([pair], AugmentConfig(swap=0.0, gamma=(2, 2), gamma_probability=1.0), (8, 8), 0)[0]
     assert float(squared["a"].mean()) == 0.0625
+
+
+def test_what_the_network_computes_is_an_image_or_weights() -> None:
+    a, b = torch.rand(2, 1, 1, 20, 30, generator=torch.Generator().manual_seed(0))
+    for faithful, state in ((False, 2), (True, 16)):
+        config = ModelConfig(dims=(8, 16), d_state=state, faithful=faithful, output="image", input_scale=0.25)
+        network = build_network(config).eval()
+        nn.init.zeros_(network.network.final_conv.weight)
+        nn.init.zeros_(network.network.final_conv.bias)
+        with torch.no_grad():
+            torch.testing.assert_close(network(a, b), (a + b) / 2)
+            network.output = "weights"
+            torch.testing.assert_close(network(a, b), (a + b) / 2)
+            nn.init.constant_(network.network.final_conv.bias, 3.0)
+            torch.testing.assert_close(network(a, b), torch.lerp(b, a, torch.tensor(3.0).sigmoid()))
+
+
+def test_weights_keep_every_pixel_between_the_images() -> None:
+    a, b = torch.rand(2, 1, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    network = build_network(ModelConfig(dims=(8, 16), d_state=2))
+    nn.init.normal_(network.network.final_conv.weight, std=5.0)
+    fused = network(a, b)
+    assert float(fused.detach().std()) > 0
+    assert bool(((fused >= torch.minimum(a, b) - 1e-6) & (fused <= torch.maximum(a, b) + 1e-6)).all())
 
 
 def test_schedule() -> None:
