@@ -25,7 +25,7 @@ from ssmvision.layers.s4nd_kernel import AxisKernel, generate
 from ssmvision.layers.s4nd_optim import param_groups
 from ssmvision.layers.s4nd_output import PointwiseOutput
 
-__all__ = ["KERNELS", "S4ND", "set_rate", "shared_kernels"]
+__all__ = ["KERNELS", "S4ND", "autocast_dtype", "set_rate", "shared_kernels"]
 
 Rates = float | Sequence[float]
 KERNELS: dict[str, Callable[..., AxisKernel]] = {
@@ -42,7 +42,8 @@ NO_EFFECT = ("ln", "hyper_act", "verbose", "return_state", "contract_version", "
 class S4ND(nn.Module):
     """Global depthwise convolution with 1D state-space kernels along each axis, and an optional pointwise output.
 
-    Autocast is followed in the convolution's products only: bfloat16 autocast means precision="bf16".
+    Under bfloat16 autocast the convolution takes and gives bfloat16, as PyTorch's do, unless `precision` says
+    otherwise; float16 autocast leaves it in float32.
 
     Args:
         d_model: features H of the input.
@@ -161,6 +162,9 @@ class S4ND(nn.Module):
             order = "(B, H, *grid)" if self.transposed else "(B, *grid, H)"
             raise ValueError(f"S4ND needs {order} with H={self.d_model} and {axes} axes, got {tuple(u.shape)}")
         x = u if self.transposed else u.movedim(-1, 1)
+        dtype = autocast_dtype(x.device)
+        if dtype is not None and self.precision == "auto" and x.dtype == torch.float32:
+            x = x.to(dtype)
         taps, centers = self.kernels(x.shape[2:], rate) if kernels is None else kernels
         skip = None if self.out_channels else self.D
         options: dict[str, Any] = {"precision": self._precision(x), "backend": self.backend}
@@ -264,6 +268,13 @@ class S4ND(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._cache = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where autocast asks float32 convolutions for it, else None."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.bfloat16 if torch.get_autocast_dtype(device.type) == torch.bfloat16 else None
 
 
 def _check_names(kernel: str, precision: str) -> None:

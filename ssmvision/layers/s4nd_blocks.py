@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ssmvision.kernels.branch import add_branch, norm_map
 from ssmvision.kernels.s4nd.two_sided import AxisKernels
-from ssmvision.layers.s4nd import S4ND
+from ssmvision.layers.s4nd import S4ND, autocast_dtype
 from ssmvision.layers.s4nd_output import ChannelLinear
 
 __all__ = ["ChannelNorm", "PooledS4ND", "S4NDBlock", "S4NDStem", "patch_conv"]
@@ -33,14 +34,22 @@ def patch_conv(in_channels: int, out_channels: int, size: Size, **factory: Any) 
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, *grid)."""
+    """Layer norm over the channels of (B, C, *grid), in one pass; under autocast the result has autocast's dtype.
 
-    def __init__(self, channels: int, **factory: Any) -> None:
+    Args:
+        channels: C.
+        channels_last: memory order of the result, that of the convolution that follows.
+        factory: device and dtype.
+    """
+
+    def __init__(self, channels: int, channels_last: bool = False, **factory: Any) -> None:
         super().__init__(channels, eps=EPS, **factory)
+        self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *grid) -> the same."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        y = norm_map(x, self.weight, self.bias, self.eps, self.channels_last)
+        return y.movedim(-1, 1) if self.channels_last else y
 
 
 class S4NDBlock(nn.Module):
@@ -79,11 +88,34 @@ class S4NDBlock(nn.Module):
 
     def forward(self, x: Tensor, kernels: AxisKernels | None = None) -> Tensor:
         """See the class; `kernels` are the convolution's, if they were made before."""
-        y = self.mlp(self.norm(self.conv_dw(x, kernels=kernels).movedim(1, -1)))
-        if self.gamma is not None:
-            y = y * self.gamma
-        out: Tensor = self.drop_path(y.movedim(-1, 1)) + x
-        return out
+        return self.step(x, None, kernels)[0]
+
+    def step(
+        self, x: Tensor, rounded: Tensor | None, kernels: AxisKernels | None = None, last: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """One of several blocks in a row.
+
+        Args:
+            x: (B, C, *grid).
+            rounded: x in the convolution's dtype where that is another, as the block before gave it; None to use x.
+            kernels: of the convolution.
+            last: whether no block follows.
+
+        Returns:
+            The block's output, and the same in the dtype of the next block's convolution if that is another.
+        """
+        y = self.conv_dw(x if rounded is None else rounded, kernels=kernels)
+        tokens = self.mlp(norm_map(y, self.norm.weight, self.norm.bias, self.norm.eps))
+        copy_dtype = None if last else autocast_dtype(x.device)
+        return add_branch(x, tokens, self.gamma, self._kept(x), copy_dtype)
+
+    def _kept(self, x: Tensor) -> Tensor | None:
+        """Stochastic depth (Huang et al., arXiv 1603.09382): 0 for images without this branch, 1 / (1 - p) else."""
+        share = 1 - float(getattr(self.drop_path, "drop_prob", 0.0))
+        if not self.training or share == 1:
+            return None
+        kept = torch.empty(len(x), device=x.device).bernoulli_(share)
+        return kept / share if share > 0 else kept
 
 
 class PooledS4ND(nn.Module):

@@ -137,28 +137,37 @@ class S4DKernel(AxisKernel):
     def _continuous(cls, kernels: Sequence[Any], rates: Sequence[float]) -> tuple[Tensor, Pair, Pair, Pair]:
         """Step dt (G, H, 1 or N), A and B (G, H, N), C (G, C, H, N) of a batch, band limit applied to C."""
         first = kernels[0]
+        dt, A, stored_B, stored_C = cls._trained(kernels, rates)
+        if first.is_real:
+            B, C = Pair(stored_B, torch.zeros_like(stored_B)), Pair(stored_C, torch.zeros_like(stored_C))
+        else:
+            B, C = from_last_axis(stored_B), from_last_axis(stored_C)
+        A, B = (Pair(tile(p.re, first.d_model), tile(p.im, first.d_model)) for p in (A, B))
+        return dt, A, B, C
+
+    @classmethod
+    def _trained(cls, kernels: Sequence[Any], rates: Sequence[float]) -> tuple[Tensor, Pair, Tensor, Tensor]:
+        """Step dt (G, H, 1 or N), A (G, S, N), B (G, S, N, 2) and C (G, C, H, N, 2) of a batch, C in its band.
+
+        Real systems' B and C have no last axis.
+        """
+        first = kernels[0]
         named = {name: stack([getattr(k, name) for k in kernels]) for name, _ in first._tensors()}
         dt_transform, real_transform, imag_transform = first.transforms
         real = -positive(named["A_real"], real_transform)
-        if first.is_real:
-            zero = torch.zeros_like
-            A = Pair(real, zero(real))
-            B, C = Pair(named["B"][:, 0], zero(named["B"][:, 0])), Pair(named["C"], zero(named["C"]))
-        else:
-            A = Pair(real, -positive(named["A_imag"], imag_transform))
-            B, C = from_last_axis(named["B"][:, 0]), from_last_axis(named["C"])
-        A, B = (Pair(tile(p.re, first.d_model), tile(p.im, first.d_model)) for p in (A, B))
+        A = Pair(real, torch.zeros_like(real) if first.is_real else -positive(named["A_imag"], imag_transform))
+        C = named["C"]
         dt = positive(named["inv_dt"], dt_transform)
         limits = [k._limit(rate) for k, rate in zip(kernels, rates, strict=True)]
         if limits[0] is not None:
             limit = limits[0] if len(set(limits)) == 1 else dt.new_tensor(limits).view(-1, 1, 1)
-            kept = in_band(dt, A.im, limit).unsqueeze(1)
-            C = Pair(C.re * kept, C.im * kept)
+            kept = in_band(dt, tile(A.im, first.d_model), limit).unsqueeze(1)
+            C = C * (kept if first.is_real else kept.unsqueeze(-1))
         if len(set(rates)) > 1:
             dt = torch.stack([step * rate for step, rate in zip(dt.unbind(0), rates, strict=True)])
         elif rates[0] != 1:
             dt = dt * rates[0]
-        return dt, A, B, C
+        return dt, A, named["B"][:, 0], C
 
     @classmethod
     def generate_batch(cls, kernels: Sequence[Any], length: int, rates: Sequence[float]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssmvision.kernels.s4nd.discretize import positive, tile
 from ssmvision.kernels.s4nd.dplr import dplr_kernel
+from ssmvision.kernels.s4nd.dplr_op import dplr_taps
 from ssmvision.kernels.s4nd.init import InitialSystem
 from ssmvision.kernels.s4nd.linear_system import System, bilinear, dplr_matrix, truncate_output
 from ssmvision.kernels.s4nd.pairs import Pair, from_last_axis
@@ -115,10 +116,14 @@ class S4Kernel(S4DKernel):
     @classmethod
     def generate_batch(cls, kernels: Sequence[Any], length: int, rates: Sequence[float]) -> Tensor:
         """See `AxisKernel`."""
-        dt, A, B, C = cls._continuous(kernels, rates)
-        P = from_last_axis(stack([k.P for k in kernels]))
+        nodes = kernels[0]._prepare(length, rates[0])
+        stored = stack([k.P for k in kernels])
+        if stored.shape[1] == 1:
+            dt, A, B, C = cls._trained(kernels, rates)
+            return dplr_taps(dt, A.re, A.im, B, C, stored[:, 0], nodes, length)
+        P = from_last_axis(stored)
         P = Pair(tile(P.re, kernels[0].d_model), tile(P.im, kernels[0].d_model))
-        return dplr_kernel(dt, A, B, C, P, kernels[0]._prepare(length, rates[0]), length)
+        return dplr_kernel(*cls._continuous(kernels, rates), P, nodes, length)
 
     def system(self, length: int | None = None, rate: float = 1.0) -> System:
         """See `AxisKernel`; in float64, since C is recovered by a solve."""

@@ -45,12 +45,15 @@ class S4NDStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *grid) -> (B, C', *grid')."""
-        x = self.downsample(x)
+        x = self.downsample(x).contiguous()
         blocks = [block for block in self.blocks if isinstance(block, S4NDBlock)]
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         # One batch makes the kernels of all blocks: alone they would take longer than the convolutions.
-        for block, kernels in zip(blocks, shared_kernels([b.conv_dw for b in blocks], x.shape[2:]), strict=True):
-            x = checkpoint(block, x, kernels, use_reentrant=False) if recompute else block(x, kernels)
+        rounded: Tensor | None = None
+        made = shared_kernels([block.conv_dw for block in blocks], x.shape[2:])
+        for i, (block, kernels) in enumerate(zip(blocks, made, strict=True)):
+            given = (x, rounded, kernels, i == len(blocks) - 1)
+            x, rounded = checkpoint(block.step, *given, use_reentrant=False) if recompute else block.step(*given)
         return x
 
 
@@ -185,7 +188,7 @@ class S4NDConvNeXt(nn.Module):
         return S4NDStem(dense, channels, self.patch_size, **self.factory)
 
     def _downsample(self, kind: str, before: int, after: int, grid: Size) -> nn.Sequential:
-        norm = ChannelNorm(before, **self.factory)
+        norm = ChannelNorm(before, channels_last=kind == "conv", **self.factory)
         if kind == "conv":
             return nn.Sequential(norm, patch_conv(before, after, self.stage_stride, **self.factory))
         return nn.Sequential(norm, PooledS4ND(self._s4nd(before, grid), after, self.stage_stride, **self.factory))

@@ -252,8 +252,9 @@ class TestPrecision:
         module = layer()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             low = module(image(8, 6))
+        assert low.dtype == torch.bfloat16
         module.precision = "bf16"
-        assert torch.equal(low, module(image(8, 6)))
+        assert torch.equal(low, module(image(8, 6).bfloat16()))
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_the_default_device_is_followed(self, kernel: str) -> None:
