@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads
-from ssmvision.kernels.s4nd.volume_config import DEPTH, LAGS, LONGEST, longest_axis, padded, parts_of, tile_config
+from ssmvision.kernels.s4nd.volume_config import (
+    DEPTH,
+    LAGS,
+    LONGEST,
+    VECTOR,
+    longest_axis,
+    padded,
+    parts_of,
+    tile_config,
+)
 from ssmvision.kernels.selective_scan import triton
 
 __all__ = ["NAME", "backward", "can_run", "forward"]
@@ -109,14 +119,22 @@ class _Volume(NamedTuple):
         z, y, x = self.axes
         full = (y.length, x.length) == (y.size, x.size)
         lengths = {"depth": z.length, "ly": y.length, "lx": x.length, "items": self.u.shape[0] * z.length}
-        return {**_taps("_y", y), **_taps("_x", x), **lengths, "Y": y.size, "X": x.size, "FULL": full}
+        return {
+            **_taps("_y", y),
+            **_taps("_x", x),
+            **lengths,
+            "Y": y.size,
+            "X": x.size,
+            "FULL": full,
+            "WHOLE": gcd(x.length, VECTOR),
+        }
 
     def column_sizes(self, tile: int) -> dict[str, Any]:
         """What both kernels along z ask for."""
         z = self.axes[0]
         full = z.length == z.size and self.area % tile == 0
         lengths = {"depth": z.length, "area": self.area, "items": self.u.shape[0] * -(-self.area // tile)}
-        return {**_taps("", z), **lengths, "Z": z.size, "N": tile, "FULL": full}
+        return {**_taps("", z), **lengths, "Z": z.size, "N": tile, "FULL": full, "WHOLE": gcd(self.area, VECTOR)}
 
 
 def _taps(suffix: str, axis: _Axis) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["DEPTH", "LAGS", "LONGEST", "TileConfig", "longest_axis", "padded", "parts_of", "tile_config"]
+__all__ = ["DEPTH", "LAGS", "LONGEST", "VECTOR", "TileConfig", "longest_axis", "padded", "parts_of", "tile_config"]
 
 # Longest axis whose matrix fits beside a plane in a multiprocessor's shared memory, if that is large.
 LONGEST = 128
@@ -13,6 +13,8 @@ LONGEST = 128
 LARGE_BYTES, HUGE_BYTES = 160 << 10, 224 << 10
 # Lags of a program that sums diagonals, and how many programs' parts it adds at a time.
 LAGS, DEPTH = 8, 4
+# Numbers that are read at once where rows allow it.
+VECTOR = 8
 # What building a program's matrices costs, in planes or tiles.
 SETUP = 1
 

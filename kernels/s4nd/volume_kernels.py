@@ -21,7 +21,7 @@ T: TypeAlias = tl.tensor
 # Numbers that vary from call to call without any use for the compiler.
 FREE = (
     *("center_z", "taps_z", "center_y", "taps_y", "center_x", "taps_x", "center", "taps"),
-    *("features", "items", "depth", "parts", "column_parts", "plane_parts"),
+    *("features", "items", "depth", "ly", "lx", "area", "parts", "column_parts", "plane_parts"),
 )
 
 
@@ -78,15 +78,17 @@ def _tile(item: T, features: T, h: T, depth: T, area: T, tiles: T) -> T:
 def planes(
     u: T, out: T, kernel_y: T, kernel_x: T, center_y: T, taps_y: T, center_x: T, taps_x: T,
     features: T, items: T, depth: T, ly: T, lx: T, parts: T,
-    Y: tl.constexpr, X: tl.constexpr, FULL: tl.constexpr, TRANSPOSED: tl.constexpr, STAGES: tl.constexpr,
+    Y: tl.constexpr, X: tl.constexpr, FULL: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Set out = T_y u T_x^T for every plane, or T_y^T u T_x for `TRANSPOSED`.
 
     u, out: (B, features, depth, ly, lx), and may be the same: a plane is written by whom read it. items: B x depth, the
-    planes of a channel, which `parts` programs share.
+    planes of a channel, which `parts` programs share; WHOLE: a power of two by which lx can be divided.
     """
     h, first, stop = _share(items, parts)
     rows, cols = tl.arange(0, Y), tl.arange(0, X)
+    lx = lx // WHOLE * WHOLE  # the same number, and the compiler sees that rows begin at whole vectors
     if FULL:
         ly, lx = Y, X
     left = _matrix(kernel_y + h * taps_y, center_y, taps_y, Y, TRANSPOSED)
@@ -100,15 +102,16 @@ def planes(
 @triton.jit(do_not_specialize=FREE)
 def columns(
     x: T, u: T, out: T, kernel: T, weight: T, center: T, taps: T, features: T, items: T, depth: T, area: T, parts: T,
-    Z: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    Z: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Set out = T_z x along the depth, plus weight u where there is a weight.
 
-    x, u, out: (B, features, depth, area), x and out may be the same; items: B x ceil(area / N), the tiles of a channel.
-    Others: `planes`.
+    x, u, out: (B, features, depth, area), x and out may be the same; items: B x ceil(area / N), the tiles of a channel;
+    WHOLE: a power of two by which the area can be divided. Others: `planes`.
     """
     h, first, stop = _share(items, parts)
     rows, lane = tl.arange(0, Z), tl.arange(0, N)
+    area = area // WHOLE * WHOLE  # as in `planes`
     tiles = tl.cdiv(area, N)
     if FULL:
         depth = Z
@@ -129,7 +132,7 @@ def planes_backward(
     dy: T, v: T, out: T, kernel_y: T, kernel_x: T, d_left: T, d_right: T,
     center_y: T, taps_y: T, center_x: T, taps_x: T,
     features: T, items: T, depth: T, ly: T, lx: T, parts: T,
-    Y: tl.constexpr, X: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    Y: tl.constexpr, X: tl.constexpr, FULL: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Set out = T_y^T dy T_x for every plane, and the matrices' gradients for y = T_y v T_x^T.
 
@@ -138,6 +141,7 @@ def planes_backward(
     """
     h, first, stop = _share(items, parts)
     rows, cols = tl.arange(0, Y), tl.arange(0, X)
+    lx = lx // WHOLE * WHOLE  # the same number, and the compiler sees that rows begin at whole vectors
     if FULL:
         ly, lx = Y, X
     left = _matrix(kernel_y + h * taps_y, center_y, taps_y, Y, True)
@@ -160,7 +164,7 @@ def planes_backward(
 def columns_backward(
     w: T, u: T, dy: T, out: T, kernel: T, weight: T, d_matrix: T, d_weight: T,
     center: T, taps: T, features: T, items: T, depth: T, area: T, parts: T,
-    Z: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
+    Z: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Set out = T_z^T w + weight dy, the gradient of T_z for y = T_z u, w being y's, and the sum of dy u.
 
@@ -169,6 +173,7 @@ def columns_backward(
     """
     h, first, stop = _share(items, parts)
     rows, lane = tl.arange(0, Z), tl.arange(0, N)
+    area = area // WHOLE * WHOLE  # as in `planes`
     tiles = tl.cdiv(area, N)
     if FULL:
         depth = Z
