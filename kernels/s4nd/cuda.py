@@ -173,7 +173,7 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
     sums = 2 * sum(t.grid) - 1
     partial = torch.empty(block.chunks, block.H, sums, device=args.u.device)
     block.partial = partial.data_ptr()
-    shared = backward_shared_bytes(t.grid, config.images)
+    shared = backward_shared_bytes(t.grid, config)
     t.variant("plane_backward", need_u).launch((block.chunks * block.H, 1, 1), (64, 1, 1), shared, None, (block,))
     if not need_kernels and args.D is None:
         return Grads(du, None, None)

@@ -28,11 +28,13 @@ class PlaneConfig:
         images: planes that a warp has in work at once, so that small ones hide each other's latencies.
         warps: of a block.
         blocks: of a multiprocessor, which limits the registers.
+        stages: how many times `images` planes of a warp have room in shared memory, to be read ahead.
     """
 
     images: int
     warps: int
     blocks: int
+    stages: int = 2
 
 
 def _tiles(grid: tuple[int, int]) -> tuple[int, int]:
@@ -45,32 +47,36 @@ def forward_config(grid: tuple[int, int]) -> PlaneConfig:
     if tiles > 4:
         return PlaneConfig(images=1, warps=2, blocks=4)
     if tiles > 2:
-        return PlaneConfig(images=1, warps=2, blocks=8)
-    return PlaneConfig(images=4 if tiles == 1 else 2, warps=4, blocks=4)
+        return PlaneConfig(images=1, warps=4, blocks=3)
+    if tiles > 1:
+        return PlaneConfig(images=1, warps=4, blocks=6)
+    return PlaneConfig(images=4, warps=4, blocks=6)
 
 
 def backward_config(grid: tuple[int, int]) -> PlaneConfig:
-    """By size; a block is a pair of warps."""
+    """By size, as measured on an H200; a block is a pair of warps."""
     tiles = max(_tiles(grid))
     if tiles > 4:
         return PlaneConfig(images=1, warps=2, blocks=4)
     if tiles > 2:
-        return PlaneConfig(images=1, warps=2, blocks=8)
-    return PlaneConfig(images=4 if tiles == 1 else 2, warps=2, blocks=8)
+        return PlaneConfig(images=1, warps=2, blocks=6)
+    if tiles > 1:
+        return PlaneConfig(images=1, warps=2, blocks=12)
+    return PlaneConfig(images=4, warps=2, blocks=8)
 
 
-def backward_shared_bytes(grid: tuple[int, int], images: int) -> int:
+def backward_shared_bytes(grid: tuple[int, int], config: PlaneConfig) -> int:
     """Dynamic shared memory of a block of csrc/plane_backward.cu."""
     rows, columns = _tiles(grid)
     plane, transposed = TILE * rows * 16 * (columns | 1), TILE * columns * 16 * (rows | 1)
     diagonals = sum(n + 2 * ((n + 1) // 2 - 1) for n in (rows, columns))
-    return max(images * (4 * plane + transposed), 512 * diagonals)
+    return max(config.images * (2 * config.stages * plane + transposed), 512 * diagonals)
 
 
 def forward_shared_bytes(grid: tuple[int, int], config: PlaneConfig) -> int:
     """The same of csrc/plane_forward.cu."""
     rows, columns = _tiles(grid)
-    return config.warps * 2 * config.images * TILE * rows * 16 * (columns | 1)
+    return config.warps * config.stages * config.images * TILE * rows * 16 * (columns | 1)
 
 
 @lru_cache(maxsize=256)

@@ -54,11 +54,11 @@ def defines(
         need_u: whether u's gradient is wanted.
     """
     config = forward_config(grid) if need_u is None else backward_config(grid)
-    common = {"LY": grid[0], "LX": grid[1], "P": config.images, "BLOCKS": config.blocks, "VEC": width}
-    options = {"DENSE": int(dense), "KIO": kio, "SKIP": int(skip)}
+    common = {"LY": grid[0], "LX": grid[1], "P": config.images, "BLOCKS": config.blocks, "STAGES": config.stages}
+    options = {"VEC": width, "DENSE": int(dense), "KIO": kio, "SKIP": int(skip)}
     if need_u is None:
         return {**common, **options, "WARPS": config.warps}
-    return {**common, **options, "NEED_U": int(need_u), "SHARED_BYTES": backward_shared_bytes(grid, config.images)}
+    return {**common, **options, "NEED_U": int(need_u), "SHARED_BYTES": backward_shared_bytes(grid, config)}
 
 
 # ConvNeXt's maps of an image of 224 pixels, and the widest copies that their rows allow.

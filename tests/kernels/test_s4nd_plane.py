@@ -31,8 +31,11 @@ def compile_plane(name: str, defines: dict[str, int], arch: str) -> bytes:
     return compile_cubin(source.text, name=source.name, arch=arch, options=options, headers=source.headers)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("grid", [(7, 13), (1, 20), (9, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("grid", "arch"),
+    [((7, 13), "sm_80"), ((7, 13), "sm_90"), ((7, 13), "sm_100"), ((1, 20), "sm_90"), ((9, 1), "sm_90")],
+    ids=str,
+)
 def test_odd_planes_compile(grid: tuple[int, int], arch: str) -> None:
     for kio, skip, need_u in ((0, True, None), (1, False, None), (0, True, True), (1, False, False)):
         name = "plane_forward" if need_u is None else "plane_backward"
@@ -73,7 +76,7 @@ def test_a_multiprocessor_holds_the_blocks_that_it_is_asked_for(grid: tuple[int,
     forward, backward = forward_config(grid), backward_config(grid)
     for config, size in (
         (forward, forward_shared_bytes(grid, forward)),
-        (backward, backward_shared_bytes(grid, backward.images)),
+        (backward, backward_shared_bytes(grid, backward)),
     ):
         assert size <= 163 * 1024
         assert config.blocks * (size + 1024) <= 228 * 1024

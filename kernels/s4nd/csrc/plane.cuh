@@ -212,37 +212,37 @@ template <int PENDING> __device__ __forceinline__ void await() {
   __syncwarp();
 }
 
-// The thread of TEAM warps that work together, opaque to the compiler: it would keep the addresses of every copy in
-// registers through the loop over images.
-template <int TEAM> __device__ __forceinline__ int member() {
+// The thread of TEAM warps that work together. Where there are many copies it is opaque to the compiler, which would keep
+// the addresses of all in registers through the loop over images.
+template <int TEAM, int COPIES> __device__ __forceinline__ int member() {
   int thread = threadIdx.x & (32 * TEAM - 1);
-  asm volatile("" : "+r"(thread));
+  if (COPIES > 8 * 32 * TEAM) asm volatile("" : "+r"(thread));
   return thread;
 }
 
-// Chunk c of P planes of rows of ROW chunks of WIDTH bytes: its image, its bytes into the plane, and into shared memory.
+// Chunk c of a plane of rows of ROW chunks of WIDTH bytes: its place in a plane without gaps, and in shared memory.
 template <int WIDTH> struct Chunk {
-  static constexpr int ROW = ROW_BYTES / WIDTH, PER_PLANE = LY * ROW, ALL = P * PER_PLANE;
-  int image, row, column, dense, slot;
+  static constexpr int ROW = ROW_BYTES / WIDTH, ALL = LY * ROW;
+  int row, column, dense, slot;
 
-  __device__ __forceinline__ explicit Chunk(int c) : image(P == 1 ? 0 : c / PER_PLANE) {
-    const int q = c - image * PER_PLANE;
-    row = q / ROW, column = (q - row * ROW) * WIDTH, dense = q * WIDTH;
-    slot = image * PLANE + dense + (PITCH == ROW_BYTES ? 0 : row * (PITCH - ROW_BYTES));
+  __device__ __forceinline__ explicit Chunk(int c) : row(c / ROW), column((c - row * ROW) * WIDTH), dense(c * WIDTH) {
+    slot = dense + (PITCH == ROW_BYTES ? 0 : row * (PITCH - ROW_BYTES));
   }
 };
 
 // Queues the planes of images b .. b + P - 1, those from `end` on as zeros.
 template <int TEAM> __device__ __forceinline__ void fetch(char *slot, const Maps &maps, int h, int b, int end) {
-  const char *from = (const char *)(maps.at + h * maps.feature + b * maps.image);
-  const int thread = member<TEAM>();
+  typedef Chunk<VEC> chunk;
+  const int thread = member<TEAM, chunk::ALL>();
 #pragma unroll
-  for (int c0 = 0; c0 < Chunk<VEC>::ALL; c0 += 32 * TEAM) {
-    const Chunk<VEC> c(c0 + thread);
-    if (Chunk<VEC>::ALL % (32 * TEAM) && c0 + thread >= Chunk<VEC>::ALL) break;
-    const bool real = b + c.image < end;
-    const char *at = from + 2 * c.image * maps.image + (DENSE ? c.dense : 2ll * c.row * maps.row + c.column);
-    copy_async<VEC>(slot + c.slot, real ? at : (const char *)maps.at, real);
+  for (int p = 0; p < P; p++) {
+    const char *from = (const char *)(maps.at + h * maps.feature + min(b + p, end - 1) * maps.image);
+#pragma unroll
+    for (int c0 = 0; c0 < chunk::ALL; c0 += 32 * TEAM) {
+      const chunk c(c0 + thread);
+      if (chunk::ALL % (32 * TEAM) && c0 + thread >= chunk::ALL) break;
+      copy_async<VEC>(slot + p * PLANE + c.slot, from + (DENSE ? c.dense : 2ll * c.row * maps.row + c.column), b + p < end);
+    }
   }
 }
 
@@ -257,13 +257,17 @@ template <int TEAM>
 __device__ __forceinline__ void flush(const char *slot, __nv_bfloat16 *out, int H, int h, int b, int end) {
   typedef Chunk<WIDTH_OUT> chunk;
   typedef typename Word<WIDTH_OUT>::type word;
-  char *to = (char *)(out + ((long long)b * H + h) * (LY * LX));
-  const int thread = member<TEAM>();
+  const int thread = member<TEAM, chunk::ALL>();
 #pragma unroll
-  for (int c0 = 0; c0 < chunk::ALL; c0 += 32 * TEAM) {
-    const chunk c(c0 + thread);
-    if (chunk::ALL % (32 * TEAM) && c0 + thread >= chunk::ALL) break;
-    if (b + c.image < end) *(word *)(to + 2ll * c.image * H * (LY * LX) + c.dense) = *(const word *)(slot + c.slot);
+  for (int p = 0; p < P; p++) {
+    if (b + p >= end) break;
+    char *to = (char *)(out + ((long long)(b + p) * H + h) * (LY * LX));
+#pragma unroll
+    for (int c0 = 0; c0 < chunk::ALL; c0 += 32 * TEAM) {
+      const chunk c(c0 + thread);
+      if (chunk::ALL % (32 * TEAM) && c0 + thread >= chunk::ALL) break;
+      *(word *)(to + c.dense) = *(const word *)(slot + p * PLANE + c.slot);
+    }
   }
 }
 
@@ -322,5 +326,5 @@ __device__ __forceinline__ void add_scaled(float (&c)[NX][4], u32 plane, int str
 }
 
 template <int TEAM> __device__ __forceinline__ void clear(char *at, int bytes) {
-  for (int i = member<TEAM>() * 16; i < bytes; i += 512 * TEAM) *(uint4 *)(at + i) = make_uint4(0, 0, 0, 0);
+  for (int i = member<TEAM, 0>() * 16; i < bytes; i += 512 * TEAM) *(uint4 *)(at + i) = make_uint4(0, 0, 0, 0);
 }

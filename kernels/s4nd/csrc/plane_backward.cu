@@ -105,15 +105,15 @@ __device__ __forceinline__ void write_strip(char *plane, u32 z, int strip, const
 
 // What a warp does; WARP 0 or 1.
 template <int WARP> __device__ __forceinline__ void walk(const Plane &a, char *shared, int h, int chunk) {
-  char *us = shared, *dys = shared + 2 * SLOT, *zs = shared + 4 * SLOT;
+  char *us = shared, *dys = shared + STAGES * SLOT, *zs = shared + 2 * STAGES * SLOT;
   const int begin = chunk * a.per, end = min(a.batch, begin + a.per);
   const RightToeplitz<NX, true> tx(a.x, h);
   const RightToeplitz<WARP ? NY : 1, true> ty(a.y, h);
   const float d = SKIP ? tap_float(a.D[h]) : 0.0f;
   float sum[WARP ? QX : QY][4] = {}, sum_d[4] = {};
-  for (int b = begin, slot = 0; b < end; b += P, slot ^= 1) {
+  for (int b = begin, slot = 0; b < end; b += P, slot = slot + 1 == STAGES ? 0 : slot + 1) {
     char *planes = dys + slot * SLOT, *inputs = us + slot * SLOT;
-    await<1>();
+    await<STAGES - 1>();
     sync_block();
 #pragma unroll
     for (int p = 0; p < P; p++) {
@@ -135,8 +135,8 @@ template <int WARP> __device__ __forceinline__ void walk(const Plane &a, char *s
       flush<2>(planes, a.out, a.H, h, b, end);
       sync_block();
     }
-    fetch<2>(inputs, a.u, h, b + 2 * P, end);
-    fetch<2>(planes, a.dy, h, b + 2 * P, end);
+    fetch<2>(inputs, a.u, h, b + STAGES * P, end);
+    fetch<2>(planes, a.dy, h, b + STAGES * P, end);
     commit();
   }
   await<0>();
@@ -155,18 +155,18 @@ template <int WARP> __device__ __forceinline__ void walk(const Plane &a, char *s
 
 extern "C" __global__ void __launch_bounds__(64, BLOCKS) plane_backward(const Plane a) {
   extern __shared__ uint4 shared[];
-  constexpr int SLOTS = P * (4 * PLANE + PLANE_Z), BYTES = SLOTS > 512 * (QY + QX) ? SLOTS : 512 * (QY + QX);
+  constexpr int SLOTS = P * (2 * STAGES * PLANE + PLANE_Z), BYTES = SLOTS > 512 * (QY + QX) ? SLOTS : 512 * (QY + QX);
   static_assert(BYTES == SHARED_BYTES, "cuda_config.py counts the shared memory too");
   const int h = blockIdx.x % a.H, chunk = blockIdx.x / a.H, begin = chunk * a.per, end = min(a.batch, begin + a.per);
   char *slots = (char *)shared;
   if constexpr (PADS) {
-    clear<2>(slots, 4 * SLOT);
+    clear<2>(slots, 2 * STAGES * SLOT);
     sync_block();
   }
 #pragma unroll
-  for (int slot = 0; slot < 2; slot++) {
-    fetch<2>(slots + slot * SLOT, a.u, h, begin + slot * P, end);
-    fetch<2>(slots + (2 + slot) * SLOT, a.dy, h, begin + slot * P, end);
+  for (int stage = 0; stage < STAGES; stage++) {
+    fetch<2>(slots + stage * SLOT, a.u, h, begin + stage * P, end);
+    fetch<2>(slots + (STAGES + stage) * SLOT, a.dy, h, begin + stage * P, end);
     commit();
   }
   if (threadIdx.x < 32) walk<0>(a, slots, h, chunk);

@@ -1,31 +1,34 @@
 // y = T_y U T_x^T + D U for every plane U of (B, H, LY, LX).
 //
 // Macros: LY, LX; P, images a warp has in work; VEC, bytes a copy takes; KIO, type of taps and D: 0 float, 1 bfloat16;
-// SKIP, whether there is D; WARPS a block.
+// SKIP, whether there is D; DENSE, whether rows lie one behind the other; STAGES of copies; WARPS a block; BLOCKS a
+// multiprocessor.
 #include "plane.cuh"
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) plane_forward(const Plane a) {
   extern __shared__ uint4 shared[];
   constexpr int SLOT = P * PLANE;
-  const int unit = blockIdx.x * WARPS + threadIdx.x / 32, h = unit % a.H, chunk = unit / a.H;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // the same in all lanes, and the compiler knows
+  const int unit = blockIdx.x * WARPS + warp, h = unit % a.H, chunk = unit / a.H;
   if (chunk >= a.chunks) return;
-  char *slots = (char *)shared + threadIdx.x / 32 * 2 * SLOT;
+  char *slots = (char *)shared + warp * STAGES * SLOT;
   if constexpr (PADS) {
-    clear<1>(slots, 2 * SLOT);
+    clear<1>(slots, STAGES * SLOT);
     __syncwarp();
   }
   const int begin = chunk * a.per, end = min(a.batch, begin + a.per);
-  fetch<1>(slots, a.u, h, begin, end);
-  commit();
-  fetch<1>(slots + SLOT, a.u, h, begin + P, end);
-  commit();
+#pragma unroll
+  for (int stage = 0; stage < STAGES; stage++) {
+    fetch<1>(slots + stage * SLOT, a.u, h, begin + stage * P, end);
+    commit();
+  }
   const LeftToeplitz<NY> ty(a.y, h);
   const RightToeplitz<NX, false> tx(a.x, h);
   const float d = SKIP ? tap_float(a.D[h]) : 0.0f;
 
-  for (int b = begin, slot = 0; b < end; b += P, slot ^= 1) {
+  for (int b = begin, slot = 0; b < end; b += P, slot = slot + 1 == STAGES ? 0 : slot + 1) {
     char *planes = slots + slot * SLOT;
-    await<1>();
+    await<STAGES - 1>();
     u32 u[P][NX][NY];
 #pragma unroll
     for (int p = 0; p < P; p++) {
@@ -57,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) plane_forward(c
     __syncwarp();
     flush<1>(planes, a.out, a.H, h, b, end);
     __syncwarp();
-    fetch<1>(planes, a.u, h, b + 2 * P, end);
+    fetch<1>(planes, a.u, h, b + STAGES * P, end);
     commit();
   }
 }
