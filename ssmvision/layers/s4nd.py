@@ -6,6 +6,7 @@ Source: Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Sig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -187,7 +188,7 @@ class S4ND(nn.Module):
 
     def _rates(self, rate: Rates) -> tuple[float, ...]:
         rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
-        if len(rates) != len(self.l_max) or not all(r > 0 for r in rates):
+        if len(rates) != len(self.l_max) or not all(0 < r < math.inf for r in rates):
             raise ValueError(f"rate must be positive, one for all or each of {len(self.l_max)} axes, got {rate}")
         return rates
 

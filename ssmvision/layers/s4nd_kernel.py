@@ -124,12 +124,12 @@ def generate(
         finish: what to make of (..., channels, d_model, length).
 
     Raises:
-        ValueError: a rate is not positive, or a kernel cannot be resampled.
+        ValueError: a rate is not positive and finite, or a kernel cannot be resampled.
     """
     groups: dict[Hashable, list[int]] = {}
     for i, (kernel, length, rate) in enumerate(zip(kernels, lengths, rates, strict=True)):
-        if not rate > 0:
-            raise ValueError(f"rate must be positive, got {rate}")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be positive and finite, got {rate}")
         groups.setdefault((type(kernel), kernel.signature(length, rate)), []).append(i)
     out: list[Tensor] = [torch.empty(0)] * len(kernels)
     for members in groups.values():

@@ -6,6 +6,7 @@ mixer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,9 +32,10 @@ class _Spacing(nn.Module):
         Raises:
             ValueError: not one positive value an axis.
         """
-        if len(spacing) != len(reference) or min(*spacing, *reference) <= 0:
+        fits = len(spacing) == len(reference) and all(0 < edge < math.inf for edge in (*spacing, *reference))
+        if not fits:
             said = f"spacing {tuple(spacing)} and reference {tuple(reference)}"
-            raise ValueError(f"{said} need one positive value an axis")
+            raise ValueError(f"{said} need one positive, finite value an axis")
         set_rate(self, [now / then for now, then in zip(spacing, reference, strict=True)])
 
 

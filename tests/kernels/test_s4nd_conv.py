@@ -140,6 +140,24 @@ class TestPrecision:
         assert y.isfinite().all()
         assert y.max() > 30
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_volumes_survive_large_values_between_the_axes(self, dtype: torch.dtype) -> None:
+        u = torch.full((1, 1, 16, 16, 16), 100.0, dtype=dtype)
+        wide, narrow = torch.full((1, 16), 100.0), torch.full((1, 16), 1e-6)
+        exact = long_conv_nd(u.double(), [narrow.double(), wide.double(), wide.double()])
+        y = long_conv_nd(u, [narrow, wide, wide])  # 1.6e5 after one axis, 2.6e8 after two
+        assert y.dtype == dtype
+        assert (y.double() - exact).abs().max() < 1e-2 * exact.abs().max()
+
+    def test_a_result_that_float16_cannot_hold_is_infinite_and_stays_where_it_is(self) -> None:
+        u = torch.zeros(1, 2, 4, 4, 4, dtype=torch.float16)
+        u[0, 0, 1] = 6e4
+        y = long_conv_nd(u, [torch.full((2, 4), 2.0)] * 3)
+        assert y[0, 0, 0, 1:, 3, 3].isinf().all()
+        assert not y.isnan().any()
+        assert (y[0, 0, 0, 0] == 0).all()
+        assert (y[0, 0, 1] == 0).all()
+
     def test_bf16_products(self) -> None:
         u, kernels, centers, D, _ = inputs("2d_rank_channels", torch.float32)
         exact = long_conv_nd(u, kernels, D, centers=centers)
@@ -191,6 +209,13 @@ class TestErrors:
     def test_a_kernel_longer_than_its_axis(self) -> None:
         with pytest.raises(ValueError, match=r"kernels\[1\] reaches 5 taps .* axis of 4"):
             long_conv_nd(torch.zeros(1, 2, 4, 4), [torch.zeros(2, 4), torch.zeros(2, 5)])
+        for center in (5, 2):  # to the left of lag 0, or to the right
+            with pytest.raises(
+                ValueError, match=r"kernels\[2\] reaches 5 taps to one side.* cut it to at most 4 a side"
+            ):
+                long_conv_nd(
+                    torch.zeros(1, 2, 4, 4, 4), [torch.zeros(2, 4)] * 2 + [torch.zeros(2, 7)], centers=[0, 0, center]
+                )
 
     @pytest.mark.parametrize(
         ("u", "kernels", "options", "message"),

@@ -116,12 +116,15 @@ class TestRate:
         both = generate([kernel, kernel], [8, 8], [2.0, 4.0])
         assert torch.equal(both[1], kernel(8, 4.0))
 
-    @pytest.mark.parametrize("rate", [0, -1.0, (1.0,), (1.0, 1.0, 1.0)])
+    @pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf"), (1.0, -1.0), (1.0,), (1.0, 1.0, 1.0)])
     def test_bad_rates(self, rate: object) -> None:
         with pytest.raises(ValueError, match="rate must be positive, one for all or each of 2 axes"):
             layer()(image(8, 6), rate)
         with pytest.raises(ValueError, match="rate must be 1"):
             layer("ema")(image(8, 6), 2.0)
+        for kernel in ("s4", "s4d"):
+            with pytest.raises(ValueError, match="rate must be positive and finite, got inf"):
+                layer(kernel).kernel[0](8, float("inf"))
 
 
 class TestLengths:
@@ -247,6 +250,22 @@ class TestPrecision:
             got = layer()(image(8, 6).to(dtype))
             assert got.dtype == dtype
             assert (got.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+    def test_float16_volumes_are_computed_in_float32(self) -> None:
+        module = layer(l_max=None, dim=3)
+        u = image(7, 6, 5)
+        exact = module(u)
+        got = module(u.half())
+        assert got.dtype == torch.float16
+        assert (got.float() - exact).abs().max() < 2e-3 * exact.abs().max()
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert torch.equal(module(u), exact)
+
+    def test_strides_of_the_input_do_not_matter(self) -> None:
+        for module in (layer(), layer("s4", linear=False, final_act="glu", channels=2)):
+            u = image(9, 7)
+            torch.testing.assert_close(module(u.to(memory_format=torch.channels_last)), module(u))
+            torch.testing.assert_close(module(u.expand(2, 3, 9, 7)[:, :, ::2]), module(u[:, :, ::2].contiguous()))
 
     def test_bfloat16_autocast_is_followed(self) -> None:
         module = layer()

@@ -179,6 +179,9 @@ class TestUSegS4ND:
         model = USegS4NDBot(3, 1, 2, **SHAPE)
         model.set_spacing((5.0, 0.8, 0.8), (2.5, 0.8, 1.6))
         assert {m.rate for m in model.modules() if isinstance(m, S4ND)} == {(2.0, 1.0, 0.5)}
-        for wrong in ((1.0, 1.0), (1.0, 1.0, 0.0)):
-            with pytest.raises(ValueError, match="one positive value an axis"):
-                model.set_spacing(wrong, (1.0, 1.0, 1.0))
+        one = (1.0, 1.0, 1.0)
+        for bad in (0.0, -1.0, float("nan"), float("inf")):
+            for spacing, reference in (((1.0, 1.0, bad), one), (one, (bad, 1.0, 1.0)), ((1.0, 1.0), one)):
+                with pytest.raises(ValueError, match="one positive, finite value an axis"):
+                    model.set_spacing(spacing, reference)
+        assert {m.rate for m in model.modules() if isinstance(m, S4ND)} == {(2.0, 1.0, 0.5)}
