@@ -13,12 +13,12 @@ from torch import Tensor
 from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.subgrids import reference
-from ssmvision.kernels.subgrids.cuda_programs import COLUMNS, IO, Conv, Norm
+from ssmvision.kernels.subgrids.config import MAX_PACKS, columns_per_thread
+from ssmvision.kernels.subgrids.cuda_programs import IO, Conv, Norm
 
 __all__ = ["can_run", "conv_forward", "norm_forward"]
 
 THREADS, LANES = 128, 32
-MAX_PACKS = 16  # of a lane of the norm, which keeps a position's channels in registers
 
 
 def can_run(request: Request) -> str | None:
@@ -34,6 +34,12 @@ def can_run(request: Request) -> str | None:
 def _kernel(name: str, device: int, dtype: torch.dtype, weight_dtype: torch.dtype, **defines: int) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(name, name, {"IO": IO[dtype], "WIO": IO[weight_dtype], **defines}, device)
+
+
+@lru_cache(maxsize=16)
+def _processors(device: int) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def _aligned(*tensors: Tensor) -> int:
@@ -61,7 +67,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
     out = torch.empty(4, batch, rows, columns, channels, dtype=x.dtype, device=x.device)
-    wide = _aligned(x, out)
+    wide = _aligned(x, out, weight.flatten(), bias)
     block = Conv(
         x=x.data_ptr(),
         weight=weight.data_ptr(),
@@ -75,8 +81,10 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         W=width,
         E=channels,
     )
-    threads = batch * 2 * rows * -(-2 * columns // COLUMNS) * (channels // wide)
-    compiled = _kernel("subgrid_conv", x.device.index, x.dtype, weight.dtype, V=wide, COLUMNS=COLUMNS)
+    lines = batch * 2 * rows * (channels // wide)
+    strip = columns_per_thread(lines, 2 * columns, _processors(x.device.index))
+    threads = lines * -(-2 * columns // strip)
+    compiled = _kernel("subgrid_conv", x.device.index, x.dtype, weight.dtype, V=wide, COLUMNS=strip)
     compiled.launch((-(-threads // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
     return out
 

@@ -7,14 +7,14 @@ import ctypes
 import torch
 
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.subgrids.config import COLUMNS
 
-__all__ = ["COLUMNS", "IO", "Conv", "Norm"]
+__all__ = ["IO", "Conv", "Norm"]
 
 # Value of the macros IO and WIO.
 IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PACKAGE = "ssmvision.kernels.subgrids"
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-COLUMNS = 4  # that a thread of the convolution walks
 
 
 class Conv(ctypes.Structure):
@@ -49,7 +49,7 @@ register_program(
         PACKAGE,
         "csrc/conv.cu",
         {"subgrid_conv": (Conv,)},
-        [{"IO": io, "WIO": wio, "V": 4, "COLUMNS": COLUMNS} for io, wio in DTYPES],
+        [{"IO": io, "WIO": wio, "V": 4, "COLUMNS": columns} for io, wio in DTYPES for columns in COLUMNS],
     )
 )
 register_program(

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmvision.kernels.channel_means import channel_means
+
 __all__ = ["BiAttention", "EfficientChannelAttention"]
 
 
@@ -27,13 +29,13 @@ class EfficientChannelAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Of each image's channels, (B, 1, 1, C)."""
-        return torch.sigmoid(self.conv(x.mean((1, 2)).unsqueeze(1))).unsqueeze(1)
+    def weights(self, means: Tensor) -> Tensor:
+        """Of the channels (B, 1, 1, C) from their means over the map (B, C)."""
+        return torch.sigmoid(self.conv(means.to(self.conv.weight.dtype).unsqueeze(1))).unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        return x * self.weights(x)
+        return x * self.weights(channel_means(x)[:, 0]).to(x.dtype)
 
 
 class BiAttention(nn.Module):
@@ -59,11 +61,12 @@ class BiAttention(nn.Module):
         self.global_reduce = nn.Linear(dim, hidden)
         self.channel_select = nn.Linear(hidden, dim)
 
-    def weights(self, *maps: Tensor) -> Tensor:
-        """Of the channels of several maps (B, H, W, C), (B, maps, 1, 1, C)."""
-        pooled = torch.stack([self.norm(x).mean((1, 2), keepdim=True) for x in maps], 1)
-        return torch.sigmoid(self.channel_select(F.gelu(self.global_reduce(pooled))))
+    def weights(self, *means: Tensor) -> Tensor:
+        """Of the channels of several maps, (B, maps, 1, 1, C), from each one's means (B, C) normed without weights."""
+        pooled = torch.addcmul(self.norm.bias, torch.stack(means, 1), self.norm.weight)
+        hidden = F.gelu(self.global_reduce(pooled.to(self.global_reduce.weight.dtype)))
+        return torch.sigmoid(self.channel_select(hidden))[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        return x * self.weights(x).squeeze(1)
+        return x * self.weights(channel_means(x, self.norm.eps)[:, 1]).squeeze(1).to(x.dtype)

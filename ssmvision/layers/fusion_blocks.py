@@ -10,10 +10,11 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ssmvision.kernels.channel_means import channel_means
 from ssmvision.layers.fusion_attention import BiAttention, EfficientChannelAttention
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
-from ssmvision.layers.fusion_norm import StreamNorm
 from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, Gate
+from ssmvision.layers.norm import LayerNorm
 
 __all__ = ["DFEM", "DFFM", "DVSSBlock"]
 
@@ -43,25 +44,40 @@ class DVSSBlock(nn.Module):
         base_mask: bool = False,
     ) -> None:
         super().__init__()
-        self.norm = StreamNorm(dim, eps=eps)
+        self.norm = LayerNorm(dim, eps=eps)
         self.op = ESS2D(dim, d_state)
         self.conv_branch = LearnableDescriptiveConv(dim, dim, base_mask)
         self.self_attention_cross_channel = EfficientChannelAttention()
         self.se = BiAttention(dim)
-        self.norm2 = StreamNorm(dim, eps=eps)
+        self.norm2 = LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix positions, then channels."""
-        scanned = self.op(self.norm(x))
-        attention = self.self_attention_cross_channel.weights(scanned)
+        x, mixed = self.branch(x, None)
+        return x + mixed
+
+    def branch(self, x: Tensor, pending: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The block on a stream of residuals whose last addition is still to be made, so that norms make it.
+
+        Args:
+            x: (B, H, W, C), the stream.
+            pending: (B, H, W, C), to be added to it first; None for nothing.
+
+        Returns:
+            the stream and what is to be added to it, each (B, H, W, C).
+        """
+        normed, x = (self.norm(x), x) if pending is None else self.norm.add(pending, x)
+        scanned = self.op(normed)
+        plain, level = channel_means(scanned, self.se.norm.eps).unbind(1)
+        attention = self.self_attention_cross_channel.weights(plain).to(scanned.dtype)
         texture = self.conv_branch(torch.addcmul(scanned, scanned, attention))
+        weights = self.se.weights(level, channel_means(texture, self.se.norm.eps)[:, 1])
         # Dropping a path by its weights spares passes over the map.
-        first, second = self.drop_path(self.se.weights(scanned, texture)).unbind(1)
-        x = torch.addcmul(torch.addcmul(x, scanned, first), texture, second)
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return out
+        first, second = self.drop_path(weights).to(scanned.dtype).unbind(1)
+        normed, x = self.norm2.add(torch.addcmul(scanned * first, texture, second), x)
+        return x, self.drop_path(self.mlp(normed))
 
 
 class _UnusedProjection(nn.Module):
@@ -118,8 +134,8 @@ class DFFM(nn.Module):
         self, dim: int, d_state: int = 16, gate: Gate = "own", eps: float = 1e-5, official: bool = False
     ) -> None:
         super().__init__()
-        self.ln_1 = StreamNorm(dim, eps=eps)
-        self.ln_2 = StreamNorm(dim, eps=eps)
+        self.ln_1 = LayerNorm(dim, eps=eps)
+        self.ln_2 = LayerNorm(dim, eps=eps)
         self.Cross_layer = DFEM(dim, official)
         self.self_attention_cross = CrossModalScan(dim, d_state, gate=gate, unused_gate=official)
         # The published name notwithstanding, this is a channel attention.
@@ -129,5 +145,5 @@ class DFFM(nn.Module):
         """Fuse two maps."""
         enhanced1, enhanced2 = self.Cross_layer(x1, x2)
         fused = self.self_attention_cross(self.ln_1(enhanced1), self.ln_2(enhanced2))
-        attention = self.self_attention_cross_spatial.weights(fused)
-        return torch.addcmul(x1 + x2 + fused, fused, attention)
+        attention = self.self_attention_cross_spatial.weights(channel_means(fused)[:, 0])
+        return torch.addcmul(x1 + x2 + fused, fused, attention.to(fused.dtype))

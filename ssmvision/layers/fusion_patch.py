@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ssmvision.layers.fusion_norm import StreamNorm
+from ssmvision.layers.norm import LayerNorm
 
 __all__ = ["PatchExpanding", "PatchMerging"]
 
@@ -22,7 +22,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = StreamNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

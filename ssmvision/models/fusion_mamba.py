@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ssmvision.layers.fusion_blocks import DFFM, DVSSBlock
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_patch import PatchExpanding, PatchMerging
 from ssmvision.layers.fusion_scan import Gate, SubgridScan
+from ssmvision.layers.norm import LayerNorm
 from ssmvision.models.fusion_mamba_official import lean_state
 
 if TYPE_CHECKING:
@@ -35,9 +37,11 @@ BLOCKS, WIDE = ("layers", "Cross_block"), (".Ds", ".dt_projs_bias")
 TINY: dict[str, Any] = {"depths": (2, 2, 1, 2), "depths_decoder": (2, 1, 2, 2)}
 
 
-def _run(block: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
-    out: Tensor = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
-    return out
+def _run(block: DVSSBlock, x: Tensor, pending: Tensor | None, checkpointed: bool) -> tuple[Tensor, Tensor]:
+    if not checkpointed:
+        return block.branch(x, pending)
+    x, pending = checkpoint(block.branch, x, pending, use_reentrant=False)
+    return x, pending
 
 
 def _rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -73,8 +77,12 @@ class Stage(nn.Module):
         """(B, H, W, C) -> the next stage's input."""
         if self.upsample is not None:
             x = self.upsample(x)
+        pending = None
         for block in self.blocks:
-            x = _run(block, x, self.grad_checkpointing and torch.is_grad_enabled())
+            assert isinstance(block, DVSSBlock)
+            x, pending = _run(block, x, pending, self.grad_checkpointing and torch.is_grad_enabled())
+        if pending is not None:
+            x = x + pending
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -141,7 +149,7 @@ class FusionMamba(nn.Module):
 
         def embed() -> PatchEmbed:
             return PatchEmbed(
-                None, PATCH, in_chans=1, embed_dim=dims[0], norm_layer=nn.LayerNorm, flatten=False, output_fmt="NHWC"
+                None, PATCH, in_chans=1, embed_dim=dims[0], norm_layer=LayerNorm, flatten=False, output_fmt="NHWC"
             )
 
         def blocks(dim: int, rates: Sequence[float]) -> list[DVSSBlock]:
@@ -250,8 +258,10 @@ class FusionMamba(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         """(B, h, w, C) of the finest map -> (B, 1, H, W)."""
         weight, bias = self.final_conv.weight, self.final_conv.bias
-        # A 1x1 convolution to one channel is a product, and of a channels-last map not a fast one as a convolution.
-        pixels = F.linear(self.final_up(x), weight.flatten(1), bias)
+        # Autocast would round what is added to the images.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            # A convolution to one channel of a channels-last map is slower than the product that it is.
+            pixels = F.linear(self.final_up(x).to(weight.dtype), weight.flatten(1), bias)
         return pixels.permute(0, 3, 1, 2)
 
     def _checked(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:

@@ -104,8 +104,7 @@ def test_stream_of_residuals_stays_wide_under_autocast() -> None:
     net, (x1, x2) = make(), images(16, 16)
     seen: list[torch.dtype] = []
     for stage in (*net.layers, *net.layers_up):
-        for block in stage.blocks:
-            block.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+        stage.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         net(x1, x2)
     assert set(seen) == {torch.float32}

@@ -27,13 +27,19 @@ extern "C" __global__ void __launch_bounds__(128) subgrid_conv(const Conv p) {
   const long long b = id / (2 * h);
   if (b >= p.batch) return;
 
+  // A thread's 9 V weights are neighbours: read V at a time, wherever they belong.
   float taps[3][3][V], bias[V];
 #pragma unroll
-  for (int v = 0; v < V; v++) {
+  for (int i = 0; i < 9; i++) {
+    float in[V];
+    Pack<weight_t, V>::load(p.weight + (long long)c * 9 + i * V).unpack(in);
 #pragma unroll
-    for (int t = 0; t < 9; t++) taps[t / 3][t % 3][v] = to_float(p.weight[(long long)(c + v) * 9 + t]);
-    bias[v] = to_float(p.bias[c + v]);
+    for (int j = 0; j < V; j++) {
+      const int tap = (i * V + j) % 9;
+      taps[tap / 3][tap % 3][(i * V + j) / 9] = in[j];
+    }
   }
+  Pack<weight_t, V>::load(p.bias + c).unpack(bias);
   const io_t *map = p.x + b * p.image + c;
   float sum[3][V];  // of the columns before, at and behind the one that is read
 #pragma unroll
