@@ -49,7 +49,7 @@ def run(config: FuseConfig) -> list[Path]:
     for i, pair in enumerate(plan.pairs, 1):
         try:
             row = fuse_pair(pair, method, config)
-        except (UserError, RuntimeError, MemoryError) as error:
+        except (UserError, RuntimeError, OSError, MemoryError) as error:
             told = str(error) if isinstance(error, UserError) else f"{pair.a}: {error}"
             if len(plan.pairs) == 1 and not plan.unmatched:
                 raise UserError(told) from error

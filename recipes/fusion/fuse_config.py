@@ -20,7 +20,8 @@ class FuseConfig:
             published weights it is the MRI or the visible image.
         b: second image, or a folder whose files have the names of those in `a`, endings aside. For published weights
             it is CT, PET, SPECT or the infrared image.
-        out: file (.png, .tif, .nii.gz) or, for folders, a folder; has the size, geometry and header of `a`.
+        out: file (.png, .tif, .nii.gz) or, for folders, a folder; has the size of `a`, and a volume its geometry and
+            header.
         method: the trained network, or a classical method to compare it with.
         weights: run folder or .safetensors of a training, or a published FusionMamba checkpoint; null takes the weights
             that ship with the package.
@@ -41,7 +42,7 @@ class FuseConfig:
         postprocess: "clamp" keeps the network's brightness; "official" stretches each picture or volume to its full
             range and cuts fractions off, as the published test code does.
         tile: side in pixels of the parts that larger images go through the network in; 0 never parts them.
-        metrics: .csv or .json file for all fusion metrics of every pair; null measures nothing.
+        metrics: .csv or .json file for all fusion metrics of every pair's luminance; null measures nothing.
     """
 
     a: Path

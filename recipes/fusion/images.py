@@ -54,7 +54,10 @@ def _decoded(path: Path) -> NDArray[Any]:
     """(H, W), or with a last axis of 2 (gray, alpha), 3 (red, green, blue) or 4 (these and alpha)."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
     pages = _pages(path, content)
     if len(pages) > 1:
         raise UserError(f"{path}: holds {len(pages)} pages; save each one as a file, or the stack as a NIfTI volume")

@@ -374,6 +374,22 @@ class TestBatches:
         assert told.count("\n") == 1
         assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
+    def test_a_disk_that_fails_is_told_and_the_rest_goes_on(self, fuse, monkeypatch):
+        for name in ("1.png", "2.png"):
+            save_picture(Path("a") / name, picture())
+        read = Path.read_bytes
+
+        def failing(path: Path) -> bytes:
+            if path == Path("a/1.png"):
+                raise OSError(5, "Input/output error")
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", failing)
+        code, told = fuse("a", "a", "out", "--method", "max")
+        assert code == 2
+        assert "a/1.png: cannot be read (Input/output error)" in told
+        assert [path.name for path in Path("out").iterdir()] == ["2.png"]
+
     def test_overwrite_replaces(self, fuse):
         save_picture(Path("a.png"), picture())
         save_picture(Path("out.png"), picture(seed=1))
