@@ -136,7 +136,8 @@ def _scored(
     tasks: Mapping[Task, TaskData], fusions: list[tuple[str, int | None, Fuse]], out: Path
 ) -> tuple[list[Score], dict[tuple[str, str, int | None], Gray]]:
     """Scores of every test pair, and by task, method and seed the picture of its first pair; writes all pictures."""
-    scores, fused = [], {}
+    scores: list[Score] = []
+    fused: dict[tuple[str, str, int | None], Gray] = {}
     for task, data in tasks.items():
         for number, pair in enumerate(data.tests):
             for method, seed, fuse in fusions:

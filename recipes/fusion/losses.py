@@ -86,11 +86,11 @@ def gradient_loss(fused: Tensor, a: Tensor, b: Tensor, form: GradientForm = "mag
             longer, as in fusion in the gradient domain (Petrovic & Xydeas, IEEE TIP 13(2), 2004, section III).
     """
     if form == "magnitude":
-        strength = [sum(part.abs() for part in sobel(image)) for image in (fused, a, b)]
-        return F.l1_loss(strength[0], torch.maximum(strength[1], strength[2]))
+        strength, of_a, of_b = (across.abs() + down.abs() for across, down in map(sobel, (fused, a, b)))
+        return F.l1_loss(strength, torch.maximum(of_a, of_b))
     (fused_x, fused_y), (a_x, a_y), (b_x, b_y) = (sobel(image, zero_outside=False) for image in (fused, a, b))
-    of_a = a_x.square() + a_y.square() >= b_x.square() + b_y.square()
-    across, down = torch.where(of_a, a_x, b_x), torch.where(of_a, a_y, b_y)
+    longer = a_x.square() + a_y.square() >= b_x.square() + b_y.square()
+    across, down = torch.where(longer, a_x, b_x), torch.where(longer, a_y, b_y)
     return (F.l1_loss(fused_x, across) + F.l1_loss(fused_y, down)) / 2
 
 
@@ -109,12 +109,13 @@ def _blurred(image: Tensor) -> Tensor:
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    was = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    was = bool(torch.backends.mkldnn.enabled)
+    # By name: its type, a descriptor, is what type checkers would see assigned.
+    setattr(torch.backends.mkldnn, "enabled", False)  # noqa: B010
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = was
+        setattr(torch.backends.mkldnn, "enabled", was)  # noqa: B010
 
 
 def _blurred_at_once(image: Tensor) -> Tensor:

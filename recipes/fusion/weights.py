@@ -137,4 +137,5 @@ def _card(path: Path, text: str) -> tuple[dict[str, Any], FusionCard]:
 
 
 def _model(values: Mapping[str, Any]) -> ModelConfig:
-    return ModelConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return ModelConfig(**settings)
