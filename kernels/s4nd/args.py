@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ssmvision.kernels.registry import Request
 
-__all__ = ["PRECISIONS", "ConvArgs", "ConvRequest", "Grads", "Precision", "compute_dtype", "skip_connection"]
+__all__ = [
+    "PRECISIONS",
+    "ConvArgs",
+    "ConvRequest",
+    "Grads",
+    "Precision",
+    "compute_dtype",
+    "skip_connection",
+    "weighted_sum",
+]
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -94,9 +103,14 @@ def compute_dtype(u: Tensor, precision: str) -> torch.dtype:
 
 
 def skip_connection(y: Tensor, args: ConvArgs) -> Tensor:
-    """Sum of y and D u in the wider of the dtypes, cast to u's dtype."""
-    if args.D is not None:
-        wide = torch.promote_types(y.dtype, torch.float32)
-        weight = args.D.to(wide).reshape(args.D.shape + (1,) * len(args.grid))
-        y = torch.addcmul(y.to(wide), args.u.unsqueeze(1).to(wide), weight)
-    return y.to(args.u.dtype)
+    """Sum of y and D u, computed in the wider of the dtypes and float32, in u's dtype."""
+    if args.D is None:
+        return y.to(args.u.dtype)
+    return weighted_sum(y, args.u.unsqueeze(1), args.D.reshape(args.D.shape + (1,) * len(args.grid)), args.u.dtype)
+
+
+def weighted_sum(y: Tensor, u: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of y and weight u in `dtype`, computed in the widest of the inputs' dtypes and float32."""
+    # A GPU converts number by number in the one pass that this is.
+    wide = torch.promote_types(torch.promote_types(y.dtype, u.dtype), torch.float32)
+    return torch.addcmul(y, u, weight.to(wide), out=y.new_empty(y.shape, dtype=dtype))

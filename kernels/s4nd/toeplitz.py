@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd import feature_blocks
-from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection
+from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads, compute_dtype, skip_connection, weighted_sum
 from ssmvision.kernels.s4nd.config import toeplitz_config
 from ssmvision.kernels.s4nd.matrices import diagonal_sums, toeplitz
 from ssmvision.kernels.s4nd.products import matrix_gradient, multiply, multiply_back, tf32_products
@@ -143,6 +143,8 @@ def _last_pass_backward(
 def _with_skip(du: Tensor | None, args: ConvArgs, dout: Tensor) -> Tensor | None:
     if du is None or args.D is None:
         return du
+    if args.D.shape[0] == 1:
+        return weighted_sum(du, dout[:, 0], args.D[0].reshape(-1, *(1,) * len(args.grid)), args.u.dtype)
     wide = torch.promote_types(du.dtype, torch.float32)
     skipped = torch.einsum("bch...,ch->bh...", dout.to(wide), args.D.to(wide))
     return du.to(wide) + skipped
