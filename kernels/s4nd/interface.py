@@ -26,8 +26,9 @@ def long_conv_nd(
 
     y[b, c, h] = D[c, h] u[b, h] + sum_r (k_1[r, c, h] x ... x k_d[r, c, h]) * u[b, h], cropped to u's grid; tap t of
     axis a has lag t - centers[a], so a center of 0 is causal. With `dense`, y[b, c] sums that over h. Exact for every
-    backend: "toeplitz" multiplies each axis by a matrix, "fft" transforms all axes (Nguyen et al., arXiv 2210.06583,
-    section 3). Bitwise the same for the same call. The backward recomputes what lies between the axes.
+    backend: "toeplitz" multiplies each axis by a matrix; "cuda" (planes) and "triton" (volumes) do so in bfloat16 on
+    NVIDIA GPUs without writing every axis' result to memory; "fft" transforms all axes (Nguyen et al., arXiv
+    2210.06583, section 3). Bitwise the same for the same call. The backward recomputes what lies between the axes.
 
     Args:
         u: (B, H, L_1, ..., L_d), d = 1, 2 or 3; any strides. float64, float32, bfloat16 or float16.
@@ -35,7 +36,7 @@ def long_conv_nd(
         D: (C, H) or (H,) skip weights.
         centers: index of lag 0 in every kernel, one for all axes or one an axis.
         dense: sum over the features h.
-        precision: of "toeplitz": "auto" computes float32 in full float32 and bfloat16 on GPUs with bfloat16 products
+        precision: of all but "fft": "auto" computes float32 in full float32 and bfloat16 on GPUs with bfloat16 products
             (float32 on CPUs); "fp32" forces float32; "tf32" allows TF32 where the device has it; "bf16" rounds the
             operands and what lies between the axes to bfloat16, with float32 sums (0.4 % of the maximum). float64 is
             never lowered but by "bf16". float16 is computed in float32, since the values between the axes of a 3D
