@@ -96,14 +96,18 @@ def plan_network(
         "features_per_stage": list(features),
         "kernel_sizes": [list(row) for row in kernels],
         "strides": [list(row) for row in strides],
-        "n_conv_per_stage": config.n_conv_per_stage,
-        "n_conv_per_stage_decoder": config.n_conv_per_stage_decoder,
+        "n_conv_per_stage": _plain(config.n_conv_per_stage),
+        "n_conv_per_stage_decoder": _plain(config.n_conv_per_stage_decoder),
         "deep_supervision": config.deep_supervision,
         "mixer": config.mixer,
     }
     if config.name == "UMambaEnc":
         arguments["input_size"] = list(patch_size)
     return {"name": config.name, "arguments": arguments, **_reference(config, spacing_mm)}
+
+
+def _plain(counts: int | tuple[int, ...]) -> int | list[int]:
+    return counts if isinstance(counts, int) else list(counts)
 
 
 def _reference(config: ModelConfig, spacing_mm: Sequence[float]) -> dict[str, list[float]]:

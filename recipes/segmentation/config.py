@@ -59,8 +59,8 @@ class ModelConfig:
         features_per_stage: channels per resolution; null: 32 doubled per stage up to 320 (3D) or 512 (2D).
         strides: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
         kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
-        n_conv_per_stage: residual blocks per encoder stage.
-        n_conv_per_stage_decoder: residual blocks per decoder stage.
+        n_conv_per_stage: residual blocks per encoder stage; one number for all, or one per stage.
+        n_conv_per_stage_decoder: residual blocks per decoder level; one number, or one per level, deepest first.
         mixer: "mamba"; "s4nd" for a global S4ND convolution in its place (USegS4NDBot, USegS4NDEnc); or "none" for the
             same network without its state-space layers.
         deep_supervision: train every decoder resolution, not only the finest.
@@ -74,8 +74,8 @@ class ModelConfig:
     features_per_stage: tuple[int, ...] | None = None
     strides: tuple[tuple[int, ...], ...] | None = None
     kernel_sizes: tuple[tuple[int, ...], ...] | None = None
-    n_conv_per_stage: int = 2
-    n_conv_per_stage_decoder: int = 2
+    n_conv_per_stage: int | tuple[int, ...] = 2
+    n_conv_per_stage_decoder: int | tuple[int, ...] = 2
     mixer: Literal["mamba", "s4nd", "none"] = "mamba"
     deep_supervision: bool = True
     reference_spacing_mm: tuple[float, ...] | None = None
@@ -156,6 +156,9 @@ class TrainConfig:
         out: run folder; receives model.safetensors, model.json, last.ckpt, metrics.csv and config.json.
         patch_size: of the training patches, one entry per spatial axis: three entries train a 3D network, two a 2D
             network on slices along the last axis.
+        plan: plan file of `ssmvision plan`, which decides orientation, voxel size, intensity scales, patch, batch and
+            network; a setting that says otherwise is refused.
+        configuration: of the plan, "3d_fullres", "3d_lowres" or "2d".
         resume: continue the run in `out` from its last.ckpt.
         overwrite: replace the run in `out`.
     """
@@ -166,6 +169,8 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     patch_size: tuple[int, ...] = (96, 96, 96)
+    plan: Path | None = None
+    configuration: str = "3d_fullres"
     resume: bool = False
     overwrite: bool = False
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import NormalizeIntensity, Orientation, ScaleIntensityRange, Spacing
+from monai.transforms import NormalizeIntensity, Orientation, ScaleIntensity, ScaleIntensityRange, Spacing
 from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
 from ssmvision.errors import UserError
@@ -27,9 +28,16 @@ SAMPLES_PER_CASE = 100_000
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """Intensity scale of one channel: "ct" clips to [low, high], then subtracts `mean` and divides by `std`."""
+    """Intensity scale of one channel.
 
-    kind: Literal["zscore", "ct", "none"]
+    Args:
+        kind: "ct" clips to [low, high], then subtracts `mean` and divides by `std`; "zscore" takes mean and deviation
+            of each image, "zscore_nonzero" of its part that is not zero in every channel, holes filled (zero outside);
+            "rescale" brings each image's smallest value to 0 and its largest to 1; "none" leaves it as it is.
+        low, high, mean, std: for "ct", in the image's own unit.
+    """
+
+    kind: Literal["zscore", "zscore_nonzero", "ct", "rescale", "none"]
     low: float = 0.0
     high: float = 0.0
     mean: float = 0.0
@@ -64,8 +72,9 @@ class Preprocessing:
     def image(self, data: NDArray[np.float32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
         """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32."""
         turned = self._regrid(data, affine, "bilinear")
+        inside = object_mask(turned) if any(scale.kind == "zscore_nonzero" for scale in self.scales) else None
         parts: list[Tensor] = [
-            scale_channel(part, scale) for part, scale in zip(turned.split(1), self.scales, strict=True)
+            scale_channel(part, scale, inside) for part, scale in zip(turned.split(1), self.scales, strict=True)
         ]
         return cast(MetaTensor, torch.cat(parts))
 
@@ -101,10 +110,33 @@ def grid_transforms(orientation: str | None, spacing_mm: tuple[float, ...] | Non
     return tuple(transforms)
 
 
-def scale_channel(channel: MetaTensor, scale: ChannelScale) -> MetaTensor:
-    """One channel (1, ...) brought to the scale; a constant channel becomes zero under "zscore"."""
+def object_mask(image: MetaTensor) -> Tensor:
+    """Where an image (C, X, Y, Z) is not zero in every channel, holes filled: (1, X, Y, Z) bool."""
+    filled = binary_fill_holes((image.as_tensor() != 0).any(0).numpy())
+    return torch.from_numpy(np.asarray(filled))[None]
+
+
+def scale_channel(channel: MetaTensor, scale: ChannelScale, inside: Tensor | None = None) -> MetaTensor:
+    """One channel (1, ...) brought to the scale; a constant channel becomes zero under "zscore".
+
+    Args:
+        channel: intensities.
+        scale: how.
+        inside: `object_mask` of all channels, for "zscore_nonzero".
+
+    Raises:
+        ValueError: "zscore_nonzero" without `inside`.
+    """
     if scale.kind == "none":
         return channel
+    if scale.kind == "rescale":
+        return cast(MetaTensor, ScaleIntensity(0.0, 1.0)(channel))
+    if scale.kind == "zscore_nonzero":
+        if inside is None:
+            raise ValueError("zscore_nonzero needs the mask of the object")
+        voxels = channel.as_tensor()[inside]
+        mean, std = (voxels.mean(), voxels.std(correction=0).clamp(min=1e-8)) if len(voxels) else (0.0, 1.0)
+        return cast(MetaTensor, torch.where(inside, (channel - mean) / std, torch.zeros_like(channel)))
     if scale.kind == "zscore":
         return cast(MetaTensor, NormalizeIntensity()(channel))
     low, high = ((edge - scale.mean) / scale.std for edge in (scale.low, scale.high))

@@ -9,19 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.planning.plan_file import plan_text, read_plan
 from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.history import HISTORY
 from ssmvision.recipes.segmentation.weights import CARD, WEIGHTS
+from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["CONFIG", "check_config", "prepare_folder"]
 
 CONFIG = "config.json"
-FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG)
+PLAN = "used_plan.json"
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG, PLAN)
 # Settings that may differ on resuming, since they change neither the weights' shapes nor the patches.
 FREE = {
-    *("out", "resume", "overwrite", "data.root", "data.cache", "data.num_workers", "trainer.max_epochs"),
+    *(
+        "out",
+        "resume",
+        "overwrite",
+        "plan",
+        "configuration",
+        "data.root",
+        "data.cache",
+        "data.num_workers",
+        "trainer.max_epochs",
+    ),
     *("trainer.max_minutes", "trainer.accelerator", "trainer.threads", "trainer.validate_every"),
 }
 
@@ -70,12 +83,15 @@ def prepare_folder(config: TrainConfig) -> None:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder as out")
+    if config.plan is not None and config.plan.resolve() == (out / PLAN).resolve():
+        raise UserError(f"{config.plan}: belongs to the run folder itself; copy it elsewhere and give the copy as plan")
     for leftover in (path for name in FILES for path in out.glob(f".{name}.*")):
         leftover.unlink()  # a killed run may leave half a file under a temporary name
     if config.resume:
         if not any((out / name).is_file() for name in (LAST, PREVIOUS)):
             raise UserError(f"{out}: no {LAST} to resume from; start without --resume, or correct out")
         _check_same_settings(config, out / CONFIG)
+        _check_same_plan(config.plan, out / PLAN)
         return
     existing = [name for name in FILES if (out / name).exists()]
     if existing and not config.overwrite:
@@ -86,6 +102,16 @@ def prepare_folder(config: TrainConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: could not be made ({error}); choose another out") from error
+    if config.plan is not None:
+        write_bytes(out / PLAN, plan_text(read_plan(config.plan)))
+
+
+def _check_same_plan(plan: Path | None, used: Path) -> None:
+    """Intensity scales come from the plan alone, so that equal settings do not show that it was left as it was."""
+    if (plan is not None) != used.is_file():
+        raise UserError(f"{used}: the run was started with{'out' if plan else ''} a plan; resume it in the same way")
+    if plan is not None and read_plan(plan) != read_plan(used):
+        raise UserError(f"{plan}: differs from {used}, with which the run was started; resume with that plan's copy")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

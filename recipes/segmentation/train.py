@@ -30,6 +30,7 @@ from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, hold_out, read_dataset
 from ssmvision.recipes.segmentation.history import HISTORY, History
 from ssmvision.recipes.segmentation.module import SegmentationModule
+from ssmvision.recipes.segmentation.planned import apply_plan, planned_preprocessing
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing, fit_preprocessing
 from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
 from ssmvision.recipes.segmentation.transforms import (
@@ -87,6 +88,7 @@ def run(config: TrainConfig) -> RunResult:
         UserError: settings or data are unusable, or training diverged; a diverged run keeps its last checkpoint.
     """
     started = time.monotonic()
+    config = apply_plan(config)
     check_config(config)
     check_folder(config.out)
     check_accelerator(config.trainer.accelerator)
@@ -98,7 +100,8 @@ def run(config: TrainConfig) -> RunResult:
         config.data.validation_fraction,
         config.trainer.seed,
     )
-    preprocessing, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
+    fitted, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
+    preprocessing = planned_preprocessing(config, dataset, fitted)
     architecture = plan_network(config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels))
     seed_everything(config.trainer.seed, workers=True, verbose=False)
     network = build_network(architecture)
