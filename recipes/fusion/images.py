@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.fusion.sources import Source, check_finite
@@ -23,6 +23,7 @@ __all__ = ["ENDINGS", "check_storable", "on_size", "read_picture", "write_pictur
 
 ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 TIFF = (".tif", ".tiff")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Byte of the header, and its value for gray with alpha, which OpenCV decodes as four channels.
 PNG_COLOUR_TYPE, PNG_GRAY_ALPHA = 25, 4
@@ -62,6 +63,10 @@ def _decoded(path: Path) -> NDArray[Any]:
     if len(pages) > 1:
         raise UserError(f"{path}: holds {len(pages)} pages; save each one as a file, or the stack as a NIfTI volume")
     pixels = pages[0]
+    if pixels.dtype == np.uint8 and content.startswith(TIFF_SIGNATURES):
+        pixels_with_alpha = _tiff_alpha(content)
+        if pixels_with_alpha is not None:
+            return pixels_with_alpha
     if pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         raise UserError(f"{path}: has {pixels.shape[2]} channels; save it as gray, RGB or RGBA")
     if pixels.ndim == 2 or pixels.shape[2] == 1:
@@ -69,6 +74,16 @@ def _decoded(path: Path) -> NDArray[Any]:
     if content.startswith(PNG_SIGNATURE) and content[PNG_COLOUR_TYPE] == PNG_GRAY_ALPHA:
         return pixels[..., [0, 3]]
     return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _tiff_alpha(content: bytes) -> NDArray[np.uint8] | None:
+    """Pixels of an 8-bit TIFF with alpha, which OpenCV multiplies into the colours or drops; None of any other."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            mode = {"LA": "LA", "RGBA": "RGBA", "RGBa": "RGBA"}.get(image.mode)
+            return None if mode is None else np.asarray(image.convert(mode))
+    except UnidentifiedImageError:  # kinds that only OpenCV reads have no such alpha
+        return None
 
 
 def _pages(path: Path, content: bytes) -> list[NDArray[Any]]:
@@ -174,14 +189,17 @@ def write_picture(path: Path, pixels: NDArray[Any], alpha: NDArray[Any] | None =
 
 
 def _encoded(path: Path, pixels: NDArray[Any]) -> bytes:
-    if pixels.shape[2:] == (2,):
-        buffer = BytesIO()
-        Image.fromarray(pixels, "LA").save(buffer, "PNG")
-        return buffer.getvalue()
-    options = [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE]
     tiff = path.suffix.lower() in TIFF
+    alpha = pixels.shape[2:] in ((2,), (4,))
+    if alpha and pixels.dtype == np.uint8:
+        # OpenCV knows no gray with alpha, and does not mark the alpha of a TIFF as such.
+        buffer = BytesIO()
+        options = {"compression": "tiff_adobe_deflate"} if tiff else {}
+        Image.fromarray(pixels).save(buffer, "TIFF" if tiff else "PNG", **options)
+        return buffer.getvalue()
+    flags = [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE] if tiff else []
     bgr = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
-    done, content = cv2.imencode(".tiff" if tiff else ".png", bgr, options if tiff else [])
+    done, content = cv2.imencode(".tiff" if tiff else ".png", bgr, flags)
     if not done:
         raise UserError(f"{path}: {pixels.dtype} pixels of shape {pixels.shape} could not be encoded; report this")
     return content.tobytes()

@@ -95,6 +95,16 @@ def test_alpha_is_kept_apart_and_what_it_hides_is_black(tmp_path, dtype, ending)
     np.testing.assert_array_equal(source.values, np.where(alpha[..., None] == 0, 0, pixels))
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_in_tiffs_of_other_programs(tmp_path, mode):
+    pixels, alpha = picture((20, 30, 3)), np.maximum(picture((20, 30), seed=4), 1)
+    pixels = pixels if mode == "RGBA" else pixels[..., 0]  # Pillow tells the mode by the number of channels
+    Image.fromarray(np.dstack((pixels, alpha))).save(tmp_path / "a.tif")
+    source = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(source.values, pixels)
+    np.testing.assert_array_equal(source.alpha, alpha)
+
+
 def test_gray_with_alpha_stays_gray(tmp_path):
     pixels, alpha = picture((20, 30)), np.maximum(picture((20, 30), seed=4), 1)
     write_picture(tmp_path / "a.png", pixels, alpha)
