@@ -165,6 +165,15 @@ def test_model_table() -> None:
     assert "out of memory" in lines[3]
 
 
+@pytest.mark.parametrize("name", ["vim_tiny", "convnext_atto", "s4nd_convnext_micro"])
+def test_models_get_the_size_that_they_ask_for(name: str) -> None:
+    with torch.device("meta"):
+        model = vim.create_model(name, 64)
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, vim.CLASSES)
+    size = getattr(model, "img_size", (64, 64))
+    assert size in ((64, 64), 64)
+
+
 def test_training_step_learns_and_updates_once() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))

@@ -47,8 +47,9 @@ def norm_map(
         if tuple(t.shape) != (x.shape[1],):
             raise ValueError(f"{name} must have shape ({x.shape[1]},), got {tuple(t.shape)}")
     if out_dtype is None:
-        autocast = torch.is_autocast_enabled(x.device.type)
-        out_dtype = torch.get_autocast_dtype(x.device.type) if autocast else weight.dtype
+        device = x.device.type
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        out_dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
     y: Tensor = branch_norm(_positions(x), weight, bias, eps, out_dtype, channels_last, backend)[0]
     grid = x.shape[2:]
     return y.view(len(x), *grid, x.shape[1]) if channels_last else y.view(x.shape)

@@ -36,14 +36,14 @@ class BenchScanConfig:
 
 @dataclass(frozen=True)
 class BenchVimConfig:
-    """Time a model beside a vision transformer on a GPU: throughput, memory, and the latency of one image.
+    """Time an image model beside another one on a GPU: throughput, memory, and the latency of one image.
 
     A training step is forward, loss, backward and fused AdamW; weights are float32. Every figure is given eagerly and
     as one captured CUDA graph.
 
     Attributes:
-        model: any model of timm, ours included, that takes `img_size`.
-        peer: the model beside it; "" for none.
+        model: any image classifier of timm, ours included, such as s4nd_convnext_tiny.
+        peer: the model beside it, such as convnext_tiny; "" for none.
         sizes: image side in pixels and batch size, separated by commas.
         dtype: of the computation, by autocast where it is not float32.
         train: also time training steps, where a batch holds more than one image.

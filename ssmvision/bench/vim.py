@@ -18,7 +18,7 @@ from ssmvision.bench.table import as_json, markdown, write_text
 from ssmvision.bench.timing import capture, in_rounds_us, in_turns_us, peak_mib, side_stream
 from ssmvision.errors import UserError
 
-__all__ = ["ModelRow", "measure", "parse_sizes", "run", "table", "training_step"]
+__all__ = ["ModelRow", "create_model", "measure", "parse_sizes", "run", "table", "training_step"]
 
 CLASSES = 1000
 LEARNING_RATE = 1e-4
@@ -119,7 +119,7 @@ def measure(names: Sequence[str], pixels: int, batch: int, step: str, dtype: tor
 
 def _work(name: str, pixels: int, batch: int, step: str, dtype: torch.dtype) -> Callable[[], object]:
     torch.manual_seed(0)
-    model = timm.create_model(name, img_size=pixels, num_classes=CLASSES).cuda()
+    model = create_model(name, pixels).cuda()
     images = torch.randn(batch, 3, pixels, pixels, device="cuda")
     if step == "train":
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True, capturable=True)
@@ -133,6 +133,18 @@ def _work(name: str, pixels: int, batch: int, step: str, dtype: torch.dtype) -> 
 
     model.eval()
     return infer
+
+
+def create_model(name: str, pixels: int) -> nn.Module:
+    """A model of timm for square images of a size, where it has one; convolutional networks take any."""
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        return timm.create_model(name, img_size=pixels, num_classes=CLASSES)
+    model = timm.create_model(name, num_classes=CLASSES)
+    resize = getattr(model, "set_input_size", None)
+    if callable(resize):
+        resize((pixels, pixels))
+    return model
 
 
 def _autocast(images: Tensor, dtype: torch.dtype) -> torch.autocast:
