@@ -62,13 +62,14 @@ def run(config: FusionDemoConfig) -> FusionDemoResult:
     out = Path(config.out)
     _prepare_folder(out, config.overwrite)
     tasks = {task: load_task(task) for task in config.tasks}
+    shipped = open_model()[0] if config.shipped else None  # before the training, which a fault would make useless
     runs = {} if config.models else _train(config, tasks, console)
     folder = config.models or out
     networks = {seed: open_model(folder / "models" / f"seed-{seed}") for seed in config.seeds}
     fusions: list[tuple[str, int | None, Fuse]] = [(name, None, _classical(name)) for name in METHODS]
     fusions += [(OURS, seed, _network(network)) for seed, (network, _) in networks.items()]
-    if config.shipped:
-        fusions.append((SHIPPED, None, _network(open_model()[0])))
+    if shipped is not None:
+        fusions.append((SHIPPED, None, _network(shipped)))
     scores, fused = _scored(tasks, fusions, out)
     cards = {seed: card for seed, (_, card) in networks.items()}
     outcome = FusionOutcome(config, tasks, cards, runs, tuple(scores), fused, time.monotonic() - started)
