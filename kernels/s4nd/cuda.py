@@ -1,4 +1,6 @@
-"""2D backend: both axes in one launch, a plane in a warp's registers from the read to the write; compiled from csrc/.
+"""2D backend: both axes in one launch, a plane in registers from the read to the write; compiled from csrc/.
+
+A warp owns a feature and walks over images; of planes beyond 64 a block does, a warp a strip of 16 rows.
 
 Backward: one launch for the gradients of input, taps and skip from the input alone, and one that adds the warps' sums.
 Nothing is accumulated by atomics, so two runs are bitwise equal.
@@ -24,6 +26,7 @@ from ssmvision.kernels.s4nd.cuda_config import (
     cut,
     forward_config,
     forward_shared_bytes,
+    takes_block,
 )
 from ssmvision.kernels.s4nd.cuda_programs import KIO, Maps, Plane, Taps, defines
 
@@ -43,10 +46,7 @@ def can_run(request: Request) -> str | None:
         reason = _unfit(request)
         if reason is not None:
             return reason
-    reason = available(request.device)
-    if reason is None and torch.cuda.get_device_capability(request.device) < OLDEST:
-        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
-    return reason
+    return available(request.device) or _unfit_device(request)
 
 
 def _unfit(request: ConvRequest) -> str | None:
@@ -57,13 +57,26 @@ def _unfit(request: ConvRequest) -> str | None:
     if request.precision != "bf16" and (request.dtype != torch.bfloat16 or request.precision != "auto"):
         return f"computes in bfloat16, this is {request.dtype} with precision={request.precision!r}"
     if max(request.grid) > LONGEST:
-        return f"an axis of {max(request.grid)} is longer than {LONGEST}, so that a plane does not fit into registers"
+        return f"an axis of {max(request.grid)} is longer than {LONGEST}, so that a strip does not fit into registers"
+    return None
+
+
+def _unfit_device(request: Request) -> str | None:
+    properties = torch.cuda.get_device_properties(request.device)
+    if (properties.major, properties.minor) < OLDEST:
+        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
+    if isinstance(request, ConvRequest) and request.grid:
+        grid = (request.grid[0], request.grid[1])
+        wanted = backward_shared_bytes(grid, backward_config(grid))
+        there = int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+        if wanted > there:
+            return f"the backward takes {wanted:,} bytes of shared memory a block, and the GPU has {there:,}"
     return None
 
 
 @lru_cache(maxsize=256)
 def _kernel(
-    name: str,
+    name: str | None,
     grid: tuple[int, int],
     width: int,
     dense: bool,
@@ -73,8 +86,8 @@ def _kernel(
     device: int,
 ) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
-    program = "plane_forward" if need_u is None else "plane_backward"
-    return kernel(program, name, defines(grid, width, dense, KIO[taps], skip, need_u), device)
+    program = ("plane_block_" if takes_block(grid) else "plane_") + ("forward" if need_u is None else "backward")
+    return kernel(program, name or program, defines(grid, width, dense, KIO[taps], skip, need_u), device)
 
 
 @lru_cache(maxsize=16)
@@ -98,8 +111,8 @@ class _Inputs(NamedTuple):
         """Index of the device."""
         return int(self.maps[0].device.index)
 
-    def variant(self, name: str, need_u: bool | None) -> Kernel:
-        """The compiled kernel for these inputs."""
+    def variant(self, need_u: bool | None, name: str | None = None) -> Kernel:
+        """The compiled forward or, with `need_u`, backward for these inputs; or a program's kernel by name."""
         options = (self.taps[0].dtype, self.D is not None, need_u, self.device)
         return _kernel(name, self.grid, self.width, self.dense, *options)
 
@@ -135,9 +148,10 @@ def _maps(t: Tensor | None) -> Maps:
     return Maps() if t is None else Maps(t.data_ptr(), t.stride(0), t.stride(1), t.stride(2))
 
 
-def _block(t: _Inputs, args: ConvArgs, out: Tensor | None, config: PlaneConfig, walkers: int) -> Plane:
-    """The parameter block; `walkers` take a chunk of images of one feature each."""
+def _block(t: _Inputs, args: ConvArgs, out: Tensor | None, config: PlaneConfig) -> Plane:
+    """The parameter block; each of the teams on the device takes a chunk of images of one feature."""
     batch, features = args.u.shape[:2]
+    walkers = _processors(t.device) * config.blocks * config.teams
     chunks, per = cut(batch, features, config.images, walkers)
     y, x = (Taps(taps.data_ptr(), taps.shape[1], center) for taps, center in zip(t.taps, args.centers, strict=True))
     return Plane(
@@ -158,9 +172,9 @@ def forward(args: ConvArgs) -> Tensor:
     """See `long_conv_nd`; the result has u's dtype."""
     t, config = _inputs(args), forward_config((args.grid[0], args.grid[1]))
     out = torch.empty(args.out_shape, dtype=torch.bfloat16, device=args.u.device)
-    block = _block(t, args, out, config, _processors(t.device) * config.blocks * config.warps)
-    launch = t.variant("plane_forward", None).launch
-    blocks = -(-block.chunks * block.H // config.warps)
+    block = _block(t, args, out, config)
+    launch = t.variant(None).launch
+    blocks = -(-block.chunks * block.H // config.teams)
     launch((blocks, 1, 1), (32 * config.warps, 1, 1), forward_shared_bytes(t.grid, config), None, (block,))
     return out.to(args.u.dtype)
 
@@ -169,18 +183,19 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
     """Gradients of the inputs; what lies between the axes is computed again."""
     t, config = _inputs(args, dout.squeeze(1)), backward_config((args.grid[0], args.grid[1]))
     du = torch.empty(args.u.shape, dtype=torch.bfloat16, device=args.u.device) if need_u else None
-    block = _block(t, args, du, config, _processors(t.device) * config.blocks)
+    block = _block(t, args, du, config)
     sums = 2 * sum(t.grid) - 1
     partial = torch.empty(block.chunks, block.H, sums, device=args.u.device)
     block.partial = partial.data_ptr()
     shared = backward_shared_bytes(t.grid, config)
-    t.variant("plane_backward", need_u).launch((block.chunks * block.H, 1, 1), (64, 1, 1), shared, None, (block,))
+    launch = t.variant(need_u).launch
+    launch((block.chunks * block.H, 1, 1), (32 * config.warps, 1, 1), shared, None, (block,))
     if not need_kernels and args.D is None:
         return Grads(du, None, None)
     d_taps = [torch.empty(taps.shape, device=args.u.device) for taps in t.taps]
     d_skip = None if args.D is None else torch.empty(args.D.shape, device=args.u.device)
     entries = block.H * (sum(d.shape[1] for d in d_taps) + 1)
     summed = (block, *d_taps, d_skip)
-    t.variant("plane_sum", need_u).launch((-(-entries // SUM_THREADS), 1, 1), (SUM_THREADS, 1, 1), 0, None, summed)
+    t.variant(need_u, "plane_sum").launch((-(-entries // SUM_THREADS), 1, 1), (SUM_THREADS, 1, 1), 0, None, summed)
     d_kernels = tuple(d.expand(kernel.shape) for d, kernel in zip(d_taps, args.kernels, strict=True))
     return Grads(du, d_kernels if need_kernels else None, d_skip)

@@ -7,7 +7,12 @@ import ctypes
 import torch
 
 from ssmvision.kernels.cuda import ProgramSpec, register_program
-from ssmvision.kernels.s4nd.cuda_config import backward_config, backward_shared_bytes, forward_config
+from ssmvision.kernels.s4nd.cuda_config import (
+    backward_config,
+    backward_shared_bytes,
+    forward_config,
+    forward_shared_bytes,
+)
 
 __all__ = ["KIO", "Maps", "Plane", "Taps", "defines"]
 
@@ -53,32 +58,38 @@ def defines(
         skip: whether there is a D.
         need_u: whether u's gradient is wanted.
     """
-    config = forward_config(grid) if need_u is None else backward_config(grid)
-    common = {"LY": grid[0], "LX": grid[1], "P": config.images, "BLOCKS": config.blocks, "STAGES": config.stages}
-    options = {"VEC": width, "DENSE": int(dense), "KIO": kio, "SKIP": int(skip)}
-    if need_u is None:
-        return {**common, **options, "WARPS": config.warps}
-    return {**common, **options, "NEED_U": int(need_u), "SHARED_BYTES": backward_shared_bytes(grid, config)}
+    forward = need_u is None
+    config = forward_config(grid) if forward else backward_config(grid)
+    size = forward_shared_bytes(grid, config) if forward else backward_shared_bytes(grid, config)
+    return {
+        "LY": grid[0],
+        "LX": grid[1],
+        "P": config.images,
+        "STAGES": config.stages,
+        "BLOCKS": config.blocks,
+        "SHARED_BYTES": size,
+        "VEC": width,
+        "DENSE": int(dense),
+        "KIO": kio,
+        "SKIP": int(skip),
+        **({"WARPS": config.warps} if forward else {"NEED_U": int(bool(need_u))}),
+    }
 
 
 # ConvNeXt's maps of an image of 224 pixels, and the widest copies that their rows allow.
 STAGES = ((56, 16), (28, 8), (14, 4), (7, 2))
+SUM = (Plane, *(POINTER,) * 3)
 
-register_program(
-    ProgramSpec(
-        "plane_forward",
-        PACKAGE,
-        "csrc/plane_forward.cu",
-        {"plane_forward": (Plane,)},
-        [defines((size, size), width, True, 0, True) for size, width in STAGES],
-    )
-)
-register_program(
-    ProgramSpec(
-        "plane_backward",
-        PACKAGE,
-        "csrc/plane_backward.cu",
-        {"plane_backward": (Plane,), "plane_sum": (Plane, *(POINTER,) * 3)},
-        [defines((size, size), width, True, 0, True, need_u=True) for size, width in STAGES],
-    )
-)
+
+def _register(name: str, sizes: tuple[tuple[int, int], ...], backward: bool) -> None:
+    need_u = True if backward else None
+    variants = [defines((size, size), width, True, 0, True, need_u) for size, width in sizes]
+    kernels = {name: (Plane,), **({"plane_sum": SUM} if backward else {})}
+    register_program(ProgramSpec(name, PACKAGE, f"csrc/{name}.cu", kernels, variants))
+
+
+_register("plane_forward", STAGES, backward=False)
+_register("plane_backward", STAGES, backward=True)
+# Of an image of 384 pixels the first stage.
+_register("plane_block_forward", ((96, 16),), backward=False)
+_register("plane_block_backward", ((96, 16),), backward=True)

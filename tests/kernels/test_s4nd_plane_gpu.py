@@ -11,10 +11,11 @@ from ssmvision.kernels.s4nd.args import ConvArgs, Grads
 
 pytestmark = pytest.mark.gpu
 
-# B, H, grid: ConvNeXt's four, odd ones, one row, one column, the largest, one image, fewer images than a warp takes.
+# B, H, grid: ConvNeXt's four, odd ones, one row, one column, one image, many images; planes that take a block.
 CASES = [
     (5, 6, (56, 56)), (9, 6, (28, 28)), (9, 6, (14, 14)), (9, 6, (7, 7)), (5, 3, (13, 13)), (5, 3, (7, 9)),
     (5, 3, (1, 16)), (5, 3, (16, 1)), (5, 3, (1, 1)), (3, 2, (64, 64)), (1, 5, (20, 5)), (300, 1, (10, 12)),
+    (3, 2, (96, 96)), (3, 2, (128, 128)), (5, 3, (67, 30)), (2, 3, (9, 127)), (2, 3, (65, 1)),
 ]  # fmt: skip
 # Relative error by norm: operands and what lies between the axes are bfloat16; D's gradient is summed from its factors.
 LIMITS = {"out": 6e-3, "u": 6e-3, "kernel0": 6e-3, "kernel1": 6e-3, "D": 1e-5}
@@ -82,7 +83,7 @@ def test_bfloat16_kernels_match_float64() -> None:
     check(args._replace(kernels=tuple(k.bfloat16() for k in args.kernels), D=args.D.bfloat16()), dout)
 
 
-@pytest.mark.parametrize("grid", [(56, 56), (14, 14), (7, 7)], ids=str)
+@pytest.mark.parametrize("grid", [(56, 56), (14, 14), (7, 7), (70, 20)], ids=str)
 def test_views_are_read_in_place(grid: tuple[int, int]) -> None:
     """Slices of channels, rows and columns, images backwards in memory order, and channels-last maps."""
     args, dout = make((4, 6, grid))
@@ -103,7 +104,7 @@ def test_views_are_read_in_place(grid: tuple[int, int]) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("grid", [(56, 56), (7, 7)], ids=str)
+@pytest.mark.parametrize("grid", [(56, 56), (7, 7), (80, 72)], ids=str)
 def test_repeats_bitwise(grid: tuple[int, int]) -> None:
     args, dout = make((40, 30, grid))
     first = run(args, dout)

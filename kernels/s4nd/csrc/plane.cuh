@@ -212,10 +212,10 @@ template <int PENDING> __device__ __forceinline__ void await() {
   __syncwarp();
 }
 
-// The thread of TEAM warps that work together. Where there are many copies it is opaque to the compiler, which would keep
+// The thread of TEAM warps that work together, one or the whole block. Where there are many copies it is opaque to the compiler, which would keep
 // the addresses of all in registers through the loop over images.
 template <int TEAM, int COPIES> __device__ __forceinline__ int member() {
-  int thread = threadIdx.x & (32 * TEAM - 1);
+  int thread = TEAM == 1 ? threadIdx.x & 31 : threadIdx.x;
   if (COPIES > 8 * 32 * TEAM) asm volatile("" : "+r"(thread));
   return thread;
 }
@@ -302,6 +302,13 @@ __device__ __forceinline__ void multiply(float (&c)[N][4], Left left, Right righ
 #pragma unroll
     for (int n = 0; n < N; n++) mma8(c[n], left(0, K - 1), left(1, K - 1), right(K - 1, n));
   }
+}
+
+// Tiles (K of them) times tiles, added to one 16 x 8 result.
+template <int K, typename Left> __device__ __forceinline__ void accumulate(float (&c)[4], Left left, const u32 (&r)[K]) {
+#pragma unroll
+  for (int k = 0; k + 2 <= K; k += 2) mma16(c, left(0, k), left(1, k), left(0, k + 1), left(1, k + 1), r[k], r[k + 1]);
+  if constexpr (K % 2) mma8(c, left(0, K - 1), left(1, K - 1), r[K - 1]);
 }
 
 // A strip of a product, as the left operand of the next.

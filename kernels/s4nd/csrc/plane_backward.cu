@@ -4,11 +4,9 @@
 // dU = Z T_x + D dY, dT_y = sum W U^T, dT_x = sum Z^T U, and a tap's gradient is the sum of its diagonal. Tiles of one
 // block diagonal are accumulated together. A block is two warps, which share a feature: the first makes W, the second Z,
 // both dU. It leaves the sums over its images in its own place, plane_sum adds those of all.
-#include "plane.cuh"
+#include "plane_sum.cuh"
 
-constexpr int PITCH_Z = 16 * (NY | 1), PLANE_Z = 8 * NX * PITCH_Z;  // Z lies transposed, (LX, LY)
 constexpr int QY = NY + 2 * (MY - 1), QX = NX + 2 * (MX - 1);       // block diagonals of 16 x 8
-constexpr int LAGS_Y = 2 * LY - 1, LAGS_X = 2 * LX - 1, SUMS = LAGS_Y + LAGS_X + 1;
 constexpr int SLOT = P * PLANE;
 
 __device__ __forceinline__ void sync_block() { asm volatile("bar.sync 0, 64;" ::: "memory"); }
@@ -33,13 +31,6 @@ template <int N, int L, int Q> __device__ __forceinline__ void diagonal_sums(flo
     }
     out[i] = sum;
   }
-}
-
-// Tiles (K of them) times tiles, added to one 16 x 8 result.
-template <int K, typename Left> __device__ __forceinline__ void accumulate(float (&c)[4], Left left, const u32 (&r)[K]) {
-#pragma unroll
-  for (int k = 0; k + 2 <= K; k += 2) mma16(c, left(0, k), left(1, k), left(0, k + 1), left(1, k + 1), r[k], r[k + 1]);
-  if constexpr (K % 2) mma8(c, left(0, K - 1), left(1, K - 1), r[K - 1]);
 }
 
 // The first warp's part: W, and with it the sums for dT_y, and dY U^T for its diagonal.
@@ -145,11 +136,8 @@ template <int WARP> __device__ __forceinline__ void walk(const Plane &a, char *s
   if constexpr (WARP) diagonal_sums<NX, LX>(out + LAGS_Y, (float *)shared + 128 * QY, sum);
   else diagonal_sums<NY, LY>(out, (float *)shared, sum);
   if constexpr (SKIP && WARP == 0) {
-    const int lane = threadIdx.x & 31, g = lane >> 2;
-    float trace = g / 2 == (lane & 3) ? sum_d[g & 1] : 0.0f;
-#pragma unroll
-    for (int shift = 16; shift; shift /= 2) trace += __shfl_xor_sync(~0u, trace, shift);
-    if (lane == 0) out[SUMS - 1] = trace;
+    const float sum_of_diagonal = trace(sum_d);
+    if (threadIdx.x == 0) out[SUMS - 1] = sum_of_diagonal;
   }
 }
 
@@ -171,23 +159,4 @@ extern "C" __global__ void __launch_bounds__(64, BLOCKS) plane_backward(const Pl
   }
   if (threadIdx.x < 32) walk<0>(a, slots, h, chunk);
   else walk<1>(a, slots, h, chunk);
-}
-
-// Sums over the chunks: gradients (H, taps) of both axes' taps and (H) of D.
-extern "C" __global__ void plane_sum(const Plane a, float *dy, float *dx, float *dD) {
-  const int width = a.y.taps + a.x.taps + 1, i = blockIdx.x * blockDim.x + threadIdx.x, h = i / width, place = i % width;
-  if (h >= a.H) return;
-  const bool first = place < a.y.taps, last = place == width - 1;
-  const int t = first ? place : place - a.y.taps;
-  const int lag = first ? t - a.y.center : t - a.x.center, reach = first ? LY - 1 : LX - 1;
-  const int from = last ? SUMS - 1 : (first ? 0 : LAGS_Y) + lag + reach;
-  float sum = 0.0f;
-  if (last ? SKIP : lag >= -reach && lag <= reach) {
-    const float *at = a.partial + (long long)h * SUMS + from;
-    for (int c = 0; c < a.chunks; c++) sum += at[(long long)c * a.H * SUMS];
-  }
-  if (last) {
-    if (SKIP) dD[h] = sum;
-  } else if (first) dy[(long long)h * a.y.taps + t] = sum;
-  else dx[(long long)h * a.x.taps + t] = sum;
 }

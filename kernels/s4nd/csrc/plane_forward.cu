@@ -8,6 +8,7 @@
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) plane_forward(const Plane a) {
   extern __shared__ uint4 shared[];
   constexpr int SLOT = P * PLANE;
+  static_assert(WARPS * STAGES * SLOT == SHARED_BYTES, "cuda_config.py counts the shared memory too");
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // the same in all lanes, and the compiler knows
   const int unit = blockIdx.x * WARPS + warp, h = unit % a.H, chunk = unit / a.H;
   if (chunk >= a.chunks) return;
