@@ -300,20 +300,21 @@ def _backward_routes(p: _Pass, saved: Tensor, carry: Tensor | None, pairs: bool)
         per_segment=parts.ADb.shape[1],
     )
     lanes = state_lanes(min(scan.N, GROUP), least=4)
-    flags = {"PAIRS": int(pairs), "FLOAT_DX": int(t.x.dim() == 3), "GROUPED": int(scan.N > GROUP)}
+    mail = int(pairs and rows_fit(t, p.walked))
+    flags = {"PAIRS": int(pairs), "MAIL": mail, "FLOAT_DX": int(t.x.dim() == 3), "GROUPED": int(scan.N > GROUP)}
     blocks = scan.tiles * scan.segments * scan.batch * scan.K
     defines = {**p.defines, **flags, "NS": lanes}
-    size = backward_shared_bytes(lanes, t.x.element_size(), p.defines["GATE"])
+    size = backward_shared_bytes(lanes, t.x.element_size(), p.defines["GATE"], mail)
     _launch("scan_backward", "scan_backward", defines, scan, out, blocks, 128, p.device, size)
     return parts
 
 
-def backward_shared_bytes(states: int, element: int, gate: int) -> int:
+def backward_shared_bytes(states: int, element: int, gate: int, mail: int) -> int:
     """sizeof(Shared) in csrc/backward.cu."""
-    warps, chunk, lanes = 4, 16, states // 4
+    warps, chunk, lanes, addresses = 4, 16, states // 4, 32 * (element if mail else 1)
     per_pair = 16 + 8 + (4 + gate) * 2 * element
-    per_warp = chunk * 8 * per_pair + 5 * lanes * 32 * 8 + 4 * 36 * 16 + 8 * 2 * 3 * 4
-    return warps * (per_warp + 2 * lanes * 34 * 16) + 2 * chunk * 2 * states * 4 + 2 * chunk * 4
+    per_warp = chunk * 8 * per_pair + 5 * lanes * 32 * 8 + 4 * 36 * 16 + 8 * 2 * 3 * 4 + addresses
+    return warps * (per_warp + 2 * lanes * 34 * 16) + 2 * chunk * 2 * states * 4 + 2 * chunk * 4 + 32
 
 
 def _spread(n: int) -> tuple[int, int, int]:

@@ -77,9 +77,9 @@ def pairs_fit(t: Inputs, walked: Tensor) -> bool:
     return t.delta.shape[-1] % 2 == 0 and all(_aligned(v, 2) for v in streams)
 
 
-def rows_fit(t: Inputs) -> bool:
-    """Whether rows of x, delta and z may be read 16 bytes at a time."""
-    streams = [v for v in (t.x, t.delta, t.z) if v is not None]
+def rows_fit(t: Inputs, *others: Tensor) -> bool:
+    """Whether rows of x, delta, z and `others` may be read 16 bytes at a time."""
+    streams = [v for v in (t.x, t.delta, t.z, *others) if v is not None]
     elements = 16 // t.delta.element_size()
     return t.delta.shape[-1] % elements == 0 and all(_aligned(v, elements) for v in streams)
 

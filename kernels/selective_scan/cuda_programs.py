@@ -71,6 +71,7 @@ def state_lanes(states: int, least: int = 1) -> int:
 
 FLOATS = tuple(IO.values())
 WIDE = {"NS": 16, "CH": 2, "VEC": 1, "SOFTPLUS": 1}
+WIDE_BACKWARD = {"NS": 16, "PAIRS": 1, "VEC": 1, "SOFTPLUS": 1, "GROUPED": 0}
 
 register_program(
     ProgramSpec(
@@ -102,8 +103,8 @@ register_program(
         "csrc/backward.cu",
         {"scan_backward": (Scan, BackwardOut)},
         [
-            {"IO": io, "NS": 16, "PAIRS": 1, "VEC": 1, "SOFTPLUS": 1, "GATE": gate, "FLOAT_DX": shared, "GROUPED": 0}
-            for io, gate, shared in product(FLOATS, (0, 1), (0, 1))
+            {"IO": io, **WIDE_BACKWARD, "GATE": gate, "FLOAT_DX": shared, "MAIL": mail}
+            for io, (gate, shared, mail) in product(FLOATS, ((0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1), (1, 0, 0)))
         ],
     )
 )

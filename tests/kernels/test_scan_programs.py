@@ -66,13 +66,15 @@ def test_constants_agree_with_the_source() -> None:
 
 
 @pytest.mark.parametrize("io", IO.values())
-@pytest.mark.parametrize(("states", "gate"), [(4, 0), (8, 1), (16, 0), (16, 1)])
-def test_shared_memory_of_the_backward_is_counted_as_the_compiler_does(states: int, gate: int, io: int) -> None:
+@pytest.mark.parametrize(("states", "gate", "mail"), [(4, 0, 1), (8, 1, 0), (16, 0, 0), (16, 1, 1)])
+def test_shared_memory_of_the_backward_is_counted_as_the_compiler_does(
+    states: int, gate: int, mail: int, io: int
+) -> None:
     """Asserted in the source, where the count is given."""
     (program,) = (program for program in programs() if program.spec.name == "scan_backward")
     first = dict(program.shipped()[0].defines)
-    size = backward_shared_bytes(states, 4 if io == 0 else 2, gate)
-    defines = {**first, "IO": io, "NS": states, "VEC": 0, "GATE": gate, "SHARED_BYTES": size}
+    size = backward_shared_bytes(states, 4 if io == 0 else 2, gate, mail)
+    defines = {**first, "IO": io, "NS": states, "VEC": 0, "GATE": gate, "MAIL": mail, "SHARED_BYTES": size}
     options = [f"-D{name}={value}" for name, value in defines.items()]
     source = program.source
     compile_cubin(source.text, name=source.name, arch="sm_90", options=options, headers=source.headers)

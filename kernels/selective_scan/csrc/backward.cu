@@ -4,12 +4,15 @@
 // into registers and walked backwards with the adjoint g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}. dB and dC are summed over
 // the warp's channels by tensor-core products with a selector matrix, over the block's warps in shared memory, and over
 // blocks by the caller: no atomics anywhere.
-// Defines: IO (0 float, 1 bfloat16, 2 half), NS (4, 8, 16), PAIRS (whether io_pair may be used), VEC, SOFTPLUS, GATE (0, 1),
-// FLOAT_DX (1 where x is shared by routes, whose gradients are still to be added up), GROUPED (1 with more than 16 states:
-// gradients of x and delta are added up in floats).
+// Defines: IO (0 float, 1 bfloat16, 2 half), NS (4, 8, 16), PAIRS (whether io_pair may be used), MAIL (1: all rows are
+// multiples of 16 bytes, so that they can be copied in such pieces; needs PAIRS), VEC, SOFTPLUS, GATE (0, 1), FLOAT_DX (1 where
+// x is shared by routes, whose gradients are still to be added up), GROUPED (1 with more than 16 states: gradients of x and
+// delta are added up in floats).
 #include "common.cuh"
 
 constexpr int WARPS = 4, NL = NS / 4, SUB = 4, SUBS = CHUNK / SUB, CHANNELS = WARPS * 16, CROSS = 36, SUMS = 34;
+constexpr int PIECES = sizeof(io_t);             // of 16 bytes in a row of a warp's channels
+constexpr int SENDS = MAIL ? PIECES / 2 : SUBS;  // a lane's copies of each stream for a chunk
 constexpr bool SPLIT = IO != 1;  // sums as high + low TF32 parts, which have more digits than float16
 // Where they are not split, tensor cores cut the digits that TF32 lacks: 2^-11 / m of a number with mantissa m, which is
 // 0.72 x 2^-11 on average, and given back here.
@@ -54,16 +57,19 @@ struct WarpShared {
   float4 cross[SUB][CROSS];
   float2 dy[CHUNK][8];
   float2 entry[SUBS][NL][32];  // state before every 4 steps, per lane
-  float2 next_entry[NL][32];   // of the next chunk
+  float2 next_entry[NL][32];   // of the next chunk; MAIL: per state and pair
   raw_t next[3 + GATE][CHUNK][8];  // the next chunk's u, delta, dy and gate
   raw_t u[CHUNK][8];
   float bias[8][2], skip[8][2], scale[8][2];
+  const io_t *rows[4][MAIL ? PIECES : 1];  // of u, delta, dy and gate: where this lane's part of the grid's first row is
 };
 struct Shared {
   WarpShared warp[WARPS];
   float bc[2][CHUNK][2][NS];        // ln 2 B, C
   float4 sums[2][WARPS][NL][SUMS];  // 8 steps' dC and dB per warp
   int pos[2][CHUNK];                // -1 beyond the segment's end
+  const io_t *bc_rows[2];           // of B and C
+  const float *saved;               // state before the first chunk
 };
 #ifdef SHARED_BYTES
 static_assert(sizeof(Shared) == SHARED_BYTES, "cuda.py counts the shared memory too");
@@ -78,6 +84,11 @@ template <typename P, typename T> __device__ __forceinline__ void send_pair(P *t
   T *v = (T *)to;
   v[0] = from[0], v[1] = from[second];
 #endif
+}
+// 16 bytes on their way to shared memory, zeros where they are not `in` the row.
+__device__ __forceinline__ void send_piece(void *to, const void *from, bool in) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+               "r"(in ? 16 : 0) : "memory");
 }
 __device__ __forceinline__ void wait_for_pairs() {
 #if PAIRS
@@ -126,9 +137,9 @@ struct Backward {
   float A[2][NL], dA[2][NL], g[2][NL];
   float4 d[NL];
   // As handler of a step and a pair of channels.
-  int pair, pair_e, next_pos[SUBS];
-  bool pair_ok[2];
-  long long at_pair;  // its first channel, in bytes of io_t
+  int pair, pair_e, next_pos[SENDS];
+  bool pair_ok[2], piece_ok;
+  long long at_pair;  // the first channel that this lane copies, in bytes of io_t
   dx_t *dx;
   ddelta_t *ddelta;
   float sum_D[2], sum_bias[2];
@@ -169,7 +180,21 @@ struct Backward {
       sum_D[i] = sum_bias[i] = 0.f;
     }
     // Pairs beyond the channels read the first one: their dy is 0, and they write nothing.
-    at_pair = (pair_ok[0] ? pair_e : 0) * (long long)sizeof(io_t);
+    const int from = MAIL ? base + lane % PIECES * (16 / (int)sizeof(io_t)) : pair_e;
+    piece_ok = from < p.E;
+    at_pair = (piece_ok ? from : 0) * (long long)sizeof(io_t);
+    // Addresses that cost many instructions wait in shared memory.
+    if (lane < (MAIL ? PIECES : 1)) {
+      const long long ahead_by = MAIL ? at_pair : 0;
+      mine.rows[0][lane] = ahead(row_of(o.u, b, k), ahead_by), mine.rows[1][lane] = ahead(row_of(p.delta, b, k), ahead_by);
+      mine.rows[2][lane] = ahead(row_of(p.x, b, k), ahead_by);
+      if (GATE) mine.rows[3][lane] = ahead(row_of(p.z, b, k), ahead_by);
+    }
+    if (tid == 0) {
+      sm.bc_rows[0] = row_of(p.Bm, b, k) + p.n0, sm.bc_rows[1] = row_of(p.Cm, b, k) + p.n0;
+      sm.saved = o.saved + state_at(p, (long long)b * p.K + k, 0, 0);
+    }
+    __syncthreads();
     const long long first_row = ((long long)b * p.K + k) * p.L * p.E + pair_e;
     dx = (dx_t *)o.dx + first_row, ddelta = (ddelta_t *)o.ddelta + first_row;
     bc_n = (tid & 3) * (NS / 4);
@@ -179,8 +204,7 @@ struct Backward {
   __device__ __forceinline__ int position(int base, int t) const { return route[min(base + t, stop - 1)]; }
   // Two steps to stage B and C: on their way, and into shared memory.
   __device__ __forceinline__ void fetch_bc(int base) {
-    const Stream &from = tid & 4 ? p.Cm : p.Bm;
-    const io_t *at = at_row(row_of(from, b, k), position(base, tid >> 3), from.row) + p.n0 + bc_n;
+    const io_t *at = at_row(sm.bc_rows[tid >> 2 & 1], position(base, tid >> 3), tid & 4 ? p.Cm.row : p.Bm.row) + bc_n;
 #if VEC
     struct alignas(sizeof(bc)) Quad { io_t v[NS / 4]; };
     *(Quad *)bc = *(const Quad *)at;
@@ -196,31 +220,49 @@ struct Backward {
     for (int i = 0; i < NS / 4; i++) to[i] = to_float(bc[i]) * (tid & 4 ? 1.f : LN2);
     if (tid < CHUNK) sm.pos[buffer][tid] = base + tid < stop ? position(base, tid) : -1;
   }
-  __device__ __forceinline__ const io_t *from(const Stream &s, int pos) const {
-    return ahead(row_of(s, b, k), (long long)pos * s.row + at_pair);
+  // The step of a chunk that this lane's i-th copies are of.
+  __device__ __forceinline__ int step_of(int i) const {
+    return MAIL ? (i * 32 + lane) / PIECES : i * SUB + (lane >> 3);
   }
   // The inputs of the chunk at `base` and the state before it, on their way.
   __device__ __forceinline__ void send(int base) {
 #pragma unroll
-    for (int i = 0; i < SUBS; i++) {
-      const int t = i * SUB + (lane >> 3), pos = next_pos[i];
-      raw_t *to = &mine.next[0][t][pair];
-      send_pair(to, from(o.u, pos), pair_ok[1]);
-      send_pair(to + CHUNK * 8, from(p.delta, pos), pair_ok[1]);
-      send_pair(to + 2 * CHUNK * 8, from(p.x, pos), pair_ok[1]);
-      if (GATE) send_pair(to + 3 * GATE * CHUNK * 8, from(p.z, pos), pair_ok[1]);
+    for (int i = 0; i < SENDS; i++) {
+      const int t = step_of(i), pos = next_pos[i];
+      raw_t *to = &mine.next[0][t][MAIL ? lane % PIECES * (16 / (int)sizeof(raw_t)) : pair];
+      send_input(to, 0, pos, o.u.row);
+      send_input(to + CHUNK * 8, 1, pos, p.delta.row);
+      send_input(to + 2 * CHUNK * 8, 2, pos, p.x.row);
+      if (GATE) send_input(to + 3 * GATE * CHUNK * 8, 3, pos, p.z.row);
     }
-    const long long slot = (long long)(base / CHUNK) * p.batch * p.K + (long long)b * p.K + k;
-    const float *at = o.saved + state_at(p, slot, n0, ok[0] ? e : 0);
+    const float *entry = sm.saved + (long long)(base / CHUNK) * ((long long)p.batch * p.K * p.N * p.E);
+    if (MAIL) return send_states(entry);
+    const float *at = entry + n0 * p.E + (ok[0] ? e : 0);
 #pragma unroll
     for (int j = 0; j < NL; j++, at += p.E) {
       if (VEC || n0 + j < p.Ns) send_pair(&mine.next_entry[j][lane], at, ok[1]);
       else mine.next_entry[j][lane] = make_float2(0.f, 0.f);
     }
   }
+  __device__ __forceinline__ void send_input(raw_t *to, int stream, int pos, int row) const {
+    if (MAIL) send_piece(to, at_row(mine.rows[stream][lane % PIECES], pos, row), piece_ok);
+    else send_pair(to, ahead(mine.rows[stream][0], (long long)pos * row + at_pair), pair_ok[1]);
+  }
+  __device__ __forceinline__ void send_states(const float *entry) {
+    const int n = lane >> 2, channel = tile * CHANNELS + warp * 16 + (lane & 3) * 4;
+    const float *at = entry + (channel < p.E ? channel : 0);
+#pragma unroll
+    for (int i = 0; i < NS; i += 8) {
+      const bool in = i + n < p.Ns && channel < p.E;
+      if (i + n < NS) send_piece((float *)mine.next_entry + (i + n) * 16 + (lane & 3) * 4, at + (in ? i + n : 0) * p.E, in);
+    }
+  }
+  __device__ __forceinline__ float2 next_entry(int j) const {
+    return MAIL ? *((const float2 *)mine.next_entry + (n0 + j) * 8 + (lane >> 4) * 4 + (lane & 3)) : mine.next_entry[j][lane];
+  }
   __device__ __forceinline__ void look_ahead(int base) {
 #pragma unroll
-    for (int i = 0; i < SUBS; i++) next_pos[i] = position(base, i * SUB + (lane >> 3));
+    for (int i = 0; i < SENDS; i++) next_pos[i] = position(base, step_of(i));
   }
   // Step sizes, inputs and incoming gradients of a chunk for the warp's channels.
   __device__ __forceinline__ void stage(int base) {
@@ -395,7 +437,7 @@ struct Backward {
       stage(base);
       float2 start[NL];
 #pragma unroll
-      for (int j = 0; j < NL; j++) start[j] = mine.next_entry[j][lane];
+      for (int j = 0; j < NL; j++) start[j] = next_entry(j);
       __syncwarp();
       if (c > 0) send(base - CHUNK), fetch_bc(base - CHUNK);
       if (c > 1) look_ahead(base - 2 * CHUNK);
