@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.checking.findings import Findings
-from ssmvision.recipes.segmentation.volumes import Grid, check_same_grid
+from ssmvision.recipes.segmentation.volumes import Grid, check_same_grid, length_unit
 
 __all__ = ["check_header", "compare_grids"]
 
@@ -43,9 +43,13 @@ def check_header(findings: Findings, grid: Grid) -> None:
 
 def _compare_forms(findings: Findings, grid: Grid) -> None:
     try:
-        qform, sform = grid.header.get_qform(), grid.header.get_sform()
+        with np.errstate(invalid="ignore"):
+            qform, sform = grid.header.get_qform(), grid.header.get_sform()
     except ValueError as error:
         findings.warning(grid.path, f"its qform cannot be read ({error})", "set the qform from the sform")
+        return
+    if not np.isfinite(qform).all():
+        findings.warning(grid.path, f"its qform is {qform.round(4).tolist()}", "set the qform from the sform")
         return
     distance = _corner_distance(grid.shape, qform, sform)
     if distance > ROUNDING * min(np.linalg.norm(sform[:3, :3], axis=0)):
@@ -57,13 +61,13 @@ def _compare_forms(findings: Findings, grid: Grid) -> None:
 
 
 def _check_units(findings: Findings, grid: Grid) -> None:
-    unit = grid.header.get_xyzt_units()[0]
+    unit = length_unit(grid.header)
     if unit not in ("mm", "unknown"):
         findings.warning(grid.path, f"lengths are in {unit}; other programs read them as mm", "rewrite them in mm")
     stored = np.array([float(edge) for edge in grid.header["pixdim"][1:4]])
     own = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
     axes = 2 if grid.stored_2d else 3
-    if np.any(np.abs(stored - own)[:axes] > ROUNDING * own[:axes]):
+    if not np.all(np.abs(stored - own)[:axes] <= ROUNDING * own[:axes]):
         findings.warning(
             grid.path,
             f"voxel size is {_numbers(stored)} by pixdim, {_numbers(own)} by the affine",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
@@ -105,12 +111,51 @@ def check_case(task: CheckTask) -> CaseReport:
 
 def _load(findings: Findings, path: Path) -> tuple[NDArray[Any], Grid] | None:
     try:
-        return read_array(path)
+        with _repairs(findings, path), np.errstate(invalid="ignore"):
+            data, grid = read_array(path)
+            _check_size(findings, path)
     except UserError as error:
         findings.refused(error, path)
     except MemoryError:
         findings.error(path, "does not fit into memory", "use fewer --workers, or check its header")
+    else:
+        return data, grid
     return None
+
+
+def _check_size(findings: Findings, path: Path) -> None:
+    """Finds files that go on after the voxels that the header promises: its shape or type may be wrong."""
+    proxy = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+    promised = int(proxy.offset) + math.prod(proxy.shape) * int(proxy.dtype.itemsize)
+    found = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            found = int.from_bytes(file.read(4), "little")  # of the unpacked data, modulo 2^32
+            promised %= 1 << 32
+    if found > promised:
+        shape = " x ".join(map(str, proxy.shape))
+        findings.warning(
+            path,
+            f"{found - promised} bytes follow the voxels of the header's shape, {shape} of {proxy.dtype}",
+            "check that the header gives the true shape and type",
+        )
+
+
+@contextmanager
+def _repairs(findings: Findings, path: Path) -> Iterator[None]:
+    """Turns what nibabel mends in a header while reading, and only logs, into warnings."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("nibabel.global")
+    others, logger.handlers = logger.handlers, [handler]
+    try:
+        yield
+    finally:
+        logger.handlers = others
+        for message in dict.fromkeys(said):
+            findings.warning(path, f"the header is at fault: {message}", "write the file again with a valid header")
 
 
 def _check_intensities(findings: Findings, path: Path, data: NDArray[Any]) -> None:
@@ -165,7 +210,7 @@ def _check_label(findings: Findings, path: Path, grid: Grid | None, ids: tuple[i
         some = ", ".join(f"{value:g}" for value in np.unique(data[off])[:5])
         problem = f"{int(off.sum())} voxel(s) are no whole numbers, such as {some}"
         findings.error(path, problem, "resample label maps by nearest neighbour")
-    values, counts = np.unique(whole.astype(np.int64), return_counts=True)
+    values, counts = np.unique(whole, return_counts=True)
     found = {int(i): int(n) for i, n in zip(values, counts, strict=True)}
     _check_ids(findings, path, found, ids)
     return found if len(found) <= MANY_IDS else {}

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 
-__all__ = ["RGB24", "Grid", "Volume", "check_same_grid", "read_array", "read_image", "read_label_map"]
+__all__ = ["RGB24", "Grid", "Volume", "check_same_grid", "length_unit", "read_array", "read_image", "read_label_map"]
 
 # Affines may differ by rounding in other tools; further apart than this share of a voxel edge they describe different
 # places (a half-voxel shift, the commonest convention mistake, must be caught).
 TOLERANCE_VOXELS = 0.25
 DEFLATE_MAX_RATIO = 1032
 RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+# Units of length in the order of their codes in xyzt_units, which has a unit of time in its other bits.
+UNIT_BITS = 7
 MILLIMETRES = {"unknown": 1.0, "meter": 1e3, "mm": 1.0, "micron": 1e-3}
 
 
@@ -91,11 +93,19 @@ def _check_header(path: Path, image: Any, colour: bool) -> None:
             f"{path}: truncated or wrong header: shape {shape} of {dtype} needs {need} bytes, the file has {size}"
             f"{' (compressed)' if compressed else ''}; fetch or export it again"
         )
+    unit = int(image.header["xyzt_units"]) & UNIT_BITS
+    if unit >= len(MILLIMETRES):
+        raise UserError(f"{path}: the unit of length has the code {unit}, which means none; set xyzt_units to 2 (mm)")
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError(
             f"{path}: the affine is {affine.tolist()}, no usable voxel size or direction; repair the header"
         )
+
+
+def length_unit(header: Any) -> str:
+    """Name of a NIfTI header's unit of length: "unknown" (read as mm), "meter", "mm" or "micron"."""
+    return list(MILLIMETRES)[int(header["xyzt_units"]) & UNIT_BITS]
 
 
 def _check_stream(path: Path) -> None:
@@ -131,7 +141,7 @@ def read_array(path: Path, colour: bool = False) -> tuple[NDArray[Any], Grid]:
     data = data[..., None] if stored_2d else data
     if data.dtype.names is not None:
         data = np.stack([data[name] for name in "RGB"], -1)
-    factor = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    factor = MILLIMETRES[length_unit(image.header)]
     affine = np.diag([factor, factor, factor, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
     x, y, z = data.shape[:3]
     return data, Grid(path, (x, y, z), affine, image.header, stored_2d)

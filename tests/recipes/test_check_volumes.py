@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,47 @@ def test_empty_label_map_and_unused_label_are_warnings(raw: Path) -> None:
     assert "label 'cube' (2) occurs in no case" in only(report(raw), "warning").problem
 
 
-def header_of(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
-    stored = nibabel.load(path)
-    return stored, np.asanyarray(stored.dataobj)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_with_too_small_a_shape_is_stated(raw: Path, ending: str) -> None:
+    write_description(raw, file_ending=ending)
+    for path in [*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]:
+        nibabel.save(nibabel.load(path), path.with_name(path.name.replace(".nii.gz", ending)))
+        if ending == ".nii":
+            path.unlink()
+    path = image(raw).with_name("c1_0000" + ending)
+    content = bytearray(gzip.decompress(path.read_bytes()) if ending == ".nii.gz" else path.read_bytes())
+    content[42:44] = (9).to_bytes(2, "little")  # dim[1], which was 10
+    path.write_bytes(gzip.compress(bytes(content)) if ending == ".nii.gz" else bytes(content))
+    warning = next(f for f in report(raw).findings if f.level == "warning")
+    assert warning.file == path
+    assert warning.problem == "384 bytes follow the voxels of the header's shape, 9 x 12 x 8 of float32"
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "level", "problem"),
+    [
+        (123, 7, "error", "the unit of length has the code 7, which means none"),
+        (252, 99, "warning", "the header is at fault: qform_code 99 not valid; setting to 0"),
+        (70, 99, "error", "not a readable NIfTI file"),
+    ],
+)
+def test_faults_that_readers_would_mend_silently(raw: Path, offset: int, value: int, level: str, problem: str) -> None:
+    content = bytearray(gzip.decompress(image(raw).read_bytes()))
+    content[offset] = value
+    image(raw).write_bytes(gzip.compress(bytes(content)))
+    assert any(f.level == level and problem in f.problem for f in report(raw).findings), report(raw).findings
+
+
+def test_damaged_headers_never_end_the_check(raw: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = {path: gzip.decompress(path.read_bytes()) for path in (image(raw), label(raw))}
+    for turn in range(60):
+        for path, content in good.items():
+            damaged = bytearray(content)
+            for _ in range(1 + turn % 4):
+                damaged[rng.integers(348)] = rng.integers(256)
+            path.write_bytes(gzip.compress(bytes(damaged), 1))
+        assert [case.id for case in report(raw).cases] == ["c0", "c1", "c2"]
 
 
 @pytest.mark.parametrize(
