@@ -60,7 +60,7 @@ def test_structure_similarity_is_that_of_torchmetrics() -> None:
 def test_gradients_are_those_of_finite_differences(config: LossConfig) -> None:
     fused, a, b = blend(3, 17)
     fused.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: FusionLoss(config)(x, a, b).total, (fused,), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: FusionLoss(config)(x, a, b).total, (fused,), fast_mode=True)
 
 
 def test_a_source_of_itself_costs_nothing() -> None:
