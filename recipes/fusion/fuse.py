@@ -38,8 +38,7 @@ def run(config: FuseConfig) -> list[Path]:
             no partner (the others are written; the message lists every one).
     """
     console = Console(stderr=True)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config.threads)
     plan = plan_pairs(config.a, config.b, config.out)
     _check_outputs(plan, config)
     method = make_method(config)
@@ -65,6 +64,13 @@ def run(config: FuseConfig) -> list[Path]:
         done = f"{len(written)} of {len(plan.pairs)} pair(s) fused"
         raise UserError(f"fuse: {done}; {len(failed)} problem(s): " + "; ".join(failed))
     return written
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads is {threads}; give 1 or more")
+        torch.set_num_threads(threads)
 
 
 def _tell(console: Console, line: str) -> None:

@@ -163,15 +163,7 @@ def write_nifti(
     dtype = RGB24 if coloured else dtype
     stored = _as_rgb24(values) if coloured else _stored(values, dtype, scale)
     stored = stored[..., 0] if grid.stored_2d else stored
-    header = grid.header.copy()
-    header.extensions.clear()
-    header.set_data_dtype(dtype)
-    header.set_data_shape(stored.shape)
-    for name in GEOMETRY:  # of axes that the array lacks, too
-        header[name] = grid.header[name]
-    if coloured or not same_numbers:
-        # 0 leaves the choice to the viewer.
-        header["cal_min"], header["cal_max"] = 0, 0
+    header = _header(grid, dtype, stored.shape, same_numbers and not coloured)
     image = type_of_image(grid)(stored, header.get_best_affine(), header)
     if scale != (1.0, 0.0):
         # Numbers are then written as they are; an image made with such a header forgets it.
@@ -192,6 +184,19 @@ def check_storable(path: Path) -> None:
     """
     if not path.name.lower().endswith(ENDINGS):
         raise UserError(f"{path}: a volume needs a NIfTI name; end it in .nii.gz or .nii")
+
+
+def _header(grid: Grid, dtype: np.dtype[Any], shape: tuple[int, ...], same_numbers: bool) -> Any:
+    header = grid.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    for name in GEOMETRY:  # of axes that the array lacks, too
+        header[name] = grid.header[name]
+    if not same_numbers:
+        # 0 leaves the choice to the viewer.
+        header["cal_min"], header["cal_max"] = 0, 0
+    return header
 
 
 def _as_rgb24(values: NDArray[Any]) -> NDArray[Any]:

@@ -211,6 +211,7 @@ class TestNetwork:
             (("--weights", weights, "--device", "gpu7"), "device 'gpu7' cannot be used"),
             (("--weights", weights, "--tile", 5), "--tile is 5"),
             (("--method", "median"), "median"),
+            (("--method", "max", "--threads", 0), "--threads is 0; give 1 or more"),
         ]:
             code, told = fuse("a.png", "a.png", "out.png", *words)
             assert code == 2
