@@ -96,9 +96,10 @@ def _kernel_gradient(
         # Half of the last axis stands for the whole: each inner frequency counts for itself and its mirror image.
         last = correlation.shape[-1]
         weight = torch.full((last,), 2.0, dtype=correlation.real.dtype, device=correlation.device)
-        weight[0] = 1
+        # Filled, not assigned: a number of the host cannot be copied inside a graph's capture.
+        weight[:1].fill_(1)
         if sizes[-1] % 2 == 0:
-            weight[-1] = 1
+            weight[-1:].fill_(1)
         correlation = correlation * weight
     others = [(names[i], spectra[i].conj()) for i in range(len(sizes)) if i != a]
     equation = ",".join([f"ch{axes}", *(name for name, _ in others)])

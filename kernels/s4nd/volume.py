@@ -18,7 +18,6 @@ from torch import Tensor
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads
 from ssmvision.kernels.s4nd.volume_config import (
-    DEPTH,
     LAGS,
     LONGEST,
     VECTOR,
@@ -211,5 +210,5 @@ def _sums(v: _Volume, *d_matrices: Tensor) -> tuple[Tensor, ...]:
     for name, axis in zip("zyx", v.axes, strict=True):
         sizes |= {**_taps(f"_{name}", axis), name.upper(): axis.size}
     blocks = sum(-(-axis.taps.shape[1] // LAGS) for axis in v.axes)
-    _kernel("diagonals")[(v.u.shape[1], blocks)](*d_matrices, *out, **sizes, LAGS=LAGS, DEPTH=DEPTH)
+    _kernel("diagonals")[(v.u.shape[1], blocks)](*d_matrices, *out, **sizes, LAGS=LAGS)
     return out

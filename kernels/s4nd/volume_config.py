@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["DEPTH", "LAGS", "LONGEST", "VECTOR", "TileConfig", "longest_axis", "padded", "parts_of", "tile_config"]
+__all__ = ["LAGS", "LONGEST", "VECTOR", "TileConfig", "longest_axis", "padded", "parts_of", "tile_config"]
 
 # Longest axis whose matrix fits beside a plane in a multiprocessor's shared memory, if that is large.
 LONGEST = 128
 # Shared memory of a block from which on that is so, and with which tiles are fetched further ahead.
 LARGE_BYTES, HUGE_BYTES = 160 << 10, 224 << 10
-# Lags of a program that sums diagonals, and how many programs' parts it adds at a time.
-LAGS, DEPTH = 8, 4
+# Lags of a program that sums diagonals.
+LAGS = 16
 # Numbers that are read at once where rows allow it.
 VECTOR = 8
 # What building a program's matrices costs, in planes or tiles.

@@ -202,19 +202,18 @@ def columns_backward(
 @triton.jit
 def _diagonals(
     d_matrix: T, d_kernel: T, block: T, center: T, taps: T, parts: T,
-    SIZE: tl.constexpr, LAGS: tl.constexpr, DEPTH: tl.constexpr, TRANSPOSED: tl.constexpr,
+    SIZE: tl.constexpr, LAGS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums over parts and along LAGS diagonals of a channel's d_matrix (parts, SIZE, SIZE), DEPTH parts at a time."""
+    """Sums over parts and along LAGS diagonals of a channel's d_matrix (parts, SIZE, SIZE)."""
     h, tap = tl.program_id(0), block * LAGS + tl.arange(0, LAGS)
-    row = tl.arange(0, DEPTH * SIZE)
+    row = tl.arange(0, SIZE)
     lag = center - tap if TRANSPOSED else tap - center
-    column = row[:, None] % SIZE - lag[None, :]
+    column = row[:, None] - lag[None, :]
     inside = (column >= 0) & (column < SIZE)
     at = d_matrix + h * parts * (SIZE * SIZE) + row[:, None] * SIZE + column
-    total = tl.zeros((DEPTH * SIZE, LAGS), tl.float32)
-    for part in range(0, parts, DEPTH):
-        there = inside & (row[:, None] < (parts - part) * SIZE)
-        total += tl.load(at + part * (SIZE * SIZE), mask=there, other=0.0)
+    total = tl.zeros((SIZE, LAGS), tl.float32)
+    for part in range(0, parts):
+        total += tl.load(at + part * (SIZE * SIZE), mask=inside, other=0.0)
     tl.store(d_kernel + h * taps + tap, tl.sum(total, 0), mask=tap < taps)
 
 
@@ -222,7 +221,7 @@ def _diagonals(
 def diagonals(
     d_z: T, d_y: T, d_x: T, d_kernel_z: T, d_kernel_y: T, d_kernel_x: T,
     center_z: T, taps_z: T, center_y: T, taps_y: T, center_x: T, taps_x: T, column_parts: T, plane_parts: T,
-    Z: tl.constexpr, Y: tl.constexpr, X: tl.constexpr, LAGS: tl.constexpr, DEPTH: tl.constexpr,
+    Z: tl.constexpr, Y: tl.constexpr, X: tl.constexpr, LAGS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Gradients (H, taps) of the kernels of all axes from what the programs of each channel have left.
 
@@ -232,8 +231,8 @@ def diagonals(
     block = tl.program_id(1)
     blocks_z, blocks_y = tl.cdiv(taps_z, LAGS), tl.cdiv(taps_y, LAGS)
     if block < blocks_z:
-        _diagonals(d_z, d_kernel_z, block, center_z, taps_z, column_parts, Z, LAGS, DEPTH, False)
+        _diagonals(d_z, d_kernel_z, block, center_z, taps_z, column_parts, Z, LAGS, False)
     elif block < blocks_z + blocks_y:
-        _diagonals(d_y, d_kernel_y, block - blocks_z, center_y, taps_y, plane_parts, Y, LAGS, DEPTH, False)
+        _diagonals(d_y, d_kernel_y, block - blocks_z, center_y, taps_y, plane_parts, Y, LAGS, False)
     else:
-        _diagonals(d_x, d_kernel_x, block - blocks_z - blocks_y, center_x, taps_x, plane_parts, X, LAGS, DEPTH, True)
+        _diagonals(d_x, d_kernel_x, block - blocks_z - blocks_y, center_x, taps_x, plane_parts, X, LAGS, True)

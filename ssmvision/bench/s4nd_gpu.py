@@ -70,6 +70,8 @@ def measure(name: str, dtype: str, config: BenchS4NDConfig) -> list[Row]:
                 runs[key] = _Run(key, make, exact)
             except torch.OutOfMemoryError:
                 missing[key] = "out of memory"
+            except RuntimeError as error:  # such as what a graph cannot hold: the others are still measured
+                missing[key] = f"failed: {str(error).splitlines()[0]}"
             gc.collect()
             torch.cuda.empty_cache()
         times = [_times_us(runs, step) for step in range(2)]
