@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmvision.kernels.depthwise_conv import depthwise_conv2d
+from ssmvision.kernels.depthwise_conv.interface import MAX_SIDE
 from ssmvision.kernels.projected_scan import projected_scan_packed
 from ssmvision.kernels.selective_scan.interface import Merge
 from ssmvision.layers.mamba import inverse_softplus_dt
+from ssmvision.layers.norm import LayerNorm
 from ssmvision.layers.ss2d_official import from_official_kwargs
 
 __all__ = ["SS2D", "Gate", "Scan", "SsmInit"]
@@ -104,7 +107,7 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(NUM_ROUTES, inner, **factory))
         self.A_logs = nn.Parameter(torch.empty(NUM_ROUTES * inner, d_state, **factory))
         self.Ds = nn.Parameter(torch.empty(NUM_ROUTES * inner, **factory))
-        self.out_norm = nn.LayerNorm(inner, **factory)
+        self.out_norm = LayerNorm(inner, **factory)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(inner, dim, bias=bias, **factory)
         self.dropout = nn.Dropout(dropout)
@@ -188,6 +191,8 @@ class SS2D(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         if self.conv2d is None:
             return F.silu(x)
+        if self.conv2d.kernel_size[0] <= MAX_SIDE:
+            return depthwise_conv2d(x, self.conv2d.weight.squeeze(1), self.conv2d.bias)
         mixed: Tensor = self.conv2d(x.permute(0, 3, 1, 2))
         return F.silu(mixed).permute(0, 2, 3, 1)
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ssmvision.kernels.add_norm import add_layer_norm
+from ssmvision.layers.norm import LayerNorm
 from ssmvision.layers.ss2d import SS2D
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "PatchMerging",
     "SS2DBlock",
     "Stem",
+    "StreamNorm",
     "make_downsample",
     "make_stem",
 ]
@@ -44,6 +47,20 @@ class ChannelsFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Move the channels."""
         return x.permute(0, 3, 1, 2)
+
+
+class StreamNorm(LayerNorm):
+    """Norm whose result begins a residual stream: in the parameters' dtype, whatever autocast's is.
+
+    Shape:
+        (..., C) -> (..., C).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        if x.is_cuda and self.weight is not None:
+            return add_layer_norm(x, None, self.weight, self.bias, self.eps, self.weight.dtype)[0]
+        return super().forward(x)
 
 
 class SS2DBlock(nn.Module):
@@ -71,21 +88,22 @@ class SS2DBlock(nn.Module):
         **factory: Any,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, **factory)
+        self.norm = LayerNorm(dim, **factory)
         self.op = SS2D(dim, **ss2d, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2: nn.Module | None = None
+        self.norm2: LayerNorm | None = None
         self.mlp: nn.Module | None = None
         if mlp_ratio > 0:
-            self.norm2 = nn.LayerNorm(dim, **factory)
+            self.norm2 = LayerNorm(dim, **factory)
             self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=mlp_drop_rate, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix positions, then channels."""
-        x = x + self.drop_path(self.op(self.norm(x)))
-        if self.norm2 is not None and self.mlp is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x
+        branch = self.drop_path(self.op(self.norm(x)))
+        if self.norm2 is None or self.mlp is None:
+            return x + branch
+        normed, x = self.norm2.add(branch, x)
+        return x + self.drop_path(self.mlp(normed))
 
 
 class PatchMerging(nn.Module):
@@ -104,7 +122,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int, **factory: Any) -> None:
         super().__init__()
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **factory)
-        self.norm = nn.LayerNorm(4 * dim, **factory)
+        self.norm = LayerNorm(4 * dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map; see the class."""
@@ -130,19 +148,19 @@ def make_stem(kind: Stem, in_chans: int, dim: int, **factory: Any) -> nn.Sequent
     """
     if kind == "patch":
         conv = nn.Conv2d(in_chans, dim, 4, stride=4, **factory)
-        return nn.Sequential(conv, ChannelsLast(), nn.LayerNorm(dim, **factory))
+        return nn.Sequential(conv, ChannelsLast(), StreamNorm(dim, **factory))
     if kind != "overlap":
         raise ValueError(f"stem={kind!r}: choose from overlap, patch")
     half = dim // 2
     return nn.Sequential(
         nn.Conv2d(in_chans, half, 3, stride=2, padding=1, **factory),
         ChannelsLast(),
-        nn.LayerNorm(half, **factory),
+        LayerNorm(half, **factory),
         ChannelsFirst(),
         nn.GELU(),
         nn.Conv2d(half, dim, 3, stride=2, padding=1, **factory),
         ChannelsLast(),
-        nn.LayerNorm(dim, **factory),
+        StreamNorm(dim, **factory),
     )
 
 
@@ -164,4 +182,4 @@ def make_downsample(kind: Downsample, dim: int, out_dim: int, **factory: Any) ->
         raise ValueError(f"downsample={kind!r}: choose from overlap, patch, merge")
     size, padding = (3, 1) if kind == "overlap" else (2, 0)
     conv = nn.Conv2d(dim, out_dim, size, stride=2, padding=padding, **factory)
-    return nn.Sequential(ChannelsFirst(), conv, ChannelsLast(), nn.LayerNorm(out_dim, **factory))
+    return nn.Sequential(ChannelsFirst(), conv, ChannelsLast(), StreamNorm(out_dim, **factory))

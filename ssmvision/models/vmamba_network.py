@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssmvision.layers.norm import LayerNorm
 from ssmvision.layers.ss2d import SS2D
 from ssmvision.layers.ss2d_blocks import Downsample, SS2DBlock, Stem, make_downsample, make_stem
 from ssmvision.models._timm import record_input_size, record_model_args
@@ -127,7 +128,7 @@ class VMamba(nn.Module):
         self.feature_info = [
             {"num_chs": dim, "reduction": STEM_STRIDE * 2**i, "module": f"layers.{i}"} for i, dim in enumerate(dims)
         ]
-        self.norm: nn.Module = nn.LayerNorm(dims[-1], **self.factory)
+        self.norm: nn.Module = LayerNorm(dims[-1], **self.factory)
         self._set_pool(global_pool)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._new_head(num_classes, self.factory)
@@ -190,7 +191,8 @@ class VMamba(nn.Module):
         if x.dim() != 4 or min(x.shape[-2:]) < smallest:
             wanted = f"(B, {self.in_chans}, H, W) with sides of at least {smallest} pixels"
             raise ValueError(f"VMamba takes images {wanted}, got {tuple(x.shape)}")
-        out: Tensor = self.patch_embed(x)
+        # cuDNN would otherwise convolve channels-first, and its result be turned round.
+        out: Tensor = self.patch_embed(x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x)
         return out
 
     def forward_features(self, x: Tensor) -> Tensor:
