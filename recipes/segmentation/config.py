@@ -114,6 +114,7 @@ class TrainerConfig:
         steps_per_epoch: optimiser steps, one batch each.
         max_minutes: stop after the epoch in which this much wall-clock time is spent; null: no limit.
         batch_size: patches per step.
+        batch_dice: the Dice loss is taken over the whole batch instead of patch by patch.
         optimizer: "sgd" is Nesterov SGD with `momentum`; "adamw" ignores `momentum`.
         lr: start of the polynomial schedule lr * (1 - step / steps)^0.9.
         momentum: of SGD; see `optimizer`.
@@ -131,6 +132,7 @@ class TrainerConfig:
     steps_per_epoch: int = 250
     max_minutes: float | None = None
     batch_size: int = 2
+    batch_dice: bool = True
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-2
     momentum: float = 0.99
@@ -157,7 +159,7 @@ class TrainConfig:
         patch_size: of the training patches, one entry per spatial axis: three entries train a 3D network, two a 2D
             network on slices along the last axis.
         plan: plan file of `ssmvision plan`, which decides orientation, voxel size, intensity scales, patch, batch and
-            network; a setting that says otherwise is refused.
+            network, and whether the Dice loss is the batch's; a setting that says otherwise is refused.
         configuration: of the plan, "3d_fullres", "3d_lowres" or "2d".
         resume: continue the run in `out` from its last.ckpt.
         overwrite: replace the run in `out`.

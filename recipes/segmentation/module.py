@@ -73,7 +73,12 @@ class SegmentationModule(LightningModule):
         self.spaced = SpacedNetwork(network, architecture)
         self.classes = {name: i for name, i in labels.items() if i != 0}
         self.criterion = DiceCELoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            batch=config.batch_dice,
+            smooth_nr=1e-5,
+            smooth_dr=1e-5,
         )
         self.validation: dict[str, float] = {}
         self._cases: list[list[float]] = []

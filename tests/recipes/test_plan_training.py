@@ -49,7 +49,7 @@ def test_thick_slices_along_z(tmp_path: Path) -> None:
     assert config.data.orientation == "RAS"
     assert config.data.spacing_mm == (0.7, 0.8, 5.0)
     assert config.patch_size == planned.patch_size[::-1]
-    assert config.trainer.batch_size == planned.batch_size
+    assert (config.trainer.batch_size, config.trainer.batch_dice) == (planned.batch_size, planned.batch_dice)
     assert config.model.strides == tuple(row[::-1] for row in planned.strides)
     assert config.model.kernel_sizes is not None
     assert config.model.kernel_sizes[0] == (3, 3, 1)
@@ -165,7 +165,7 @@ def test_check_plan_train_and_resume_on_the_command_line(tmp_path: Path, capsys:
     assert main([*words, "--trainer.max_epochs", "2", "--resume"]) == 0
     assert len((out / "metrics.csv").read_text().splitlines()) == 3
     capsys.readouterr()
-    small["batch_dice"] = True
+    values["foreground_intensities"][0]["mean"] += 1
     plan.write_text(json.dumps(values))
     assert main([*words, "--resume"]) == 2
     assert "used_plan.json, with which the run was started" in capsys.readouterr().err
