@@ -18,7 +18,8 @@ CASES = [
     (3, 2, (96, 96)), (3, 2, (128, 128)), (5, 3, (67, 30)), (2, 3, (9, 127)), (2, 3, (65, 1)),
 ]  # fmt: skip
 # Relative error by norm: operands and what lies between the axes are bfloat16; D's gradient is summed from its factors.
-LIMITS = {"out": 6e-3, "u": 6e-3, "kernel0": 6e-3, "kernel1": 6e-3, "D": 1e-5}
+# Of a single row or column, lags other than 0 have no gradient, and that of 0 is a small sum of many terms.
+LIMITS = {"out": 6e-3, "u": 6e-3, "kernel0": 1e-2, "kernel1": 1e-2, "D": 1e-5}
 
 
 def make(case: tuple[int, int, tuple[int, int]], taps: str = "even", skip: bool = True) -> tuple[ConvArgs, Tensor]:

@@ -193,17 +193,15 @@ template <int N, bool BACK> struct RightToeplitz {
 
 __device__ __forceinline__ u32 shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
 
-// Queues a copy of WIDTH bytes to shared memory; zeros where there is nothing to copy. Pairs of bytes are copied at once.
+// Queues a copy of WIDTH bytes to shared memory; zeros where there is nothing to copy.
 template <int WIDTH> __device__ __forceinline__ void copy_async(char *to, const char *from, bool real) {
   if constexpr (WIDTH == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
                  : "memory");
-  else if constexpr (WIDTH >= 4)
+  else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(WIDTH),
                  "r"(real ? WIDTH : 0)
                  : "memory");
-  else
-    *(unsigned short *)to = real ? *(const unsigned short *)from : 0;
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all groups of copies but the last PENDING, and makes them visible to the warp.
@@ -228,20 +226,34 @@ template <int WIDTH> struct Chunk {
   __device__ __forceinline__ explicit Chunk(int c) : row(c / ROW), column((c - row * ROW) * WIDTH), dense(c * WIDTH) {
     slot = dense + (PITCH == ROW_BYTES ? 0 : row * (PITCH - ROW_BYTES));
   }
+  __device__ __forceinline__ bool inside() const { return dense < ALL * WIDTH; }
 };
 
-// Queues the planes of images b .. b + P - 1, those from `end` on as zeros.
+// Copies the planes of images b .. b + P - 1 to shared memory, those from `end` on as zeros. Copies of 4 bytes or more are
+// only queued; smaller ones go through registers, several of them at once.
 template <int TEAM> __device__ __forceinline__ void fetch(char *slot, const Maps &maps, int h, int b, int end) {
   typedef Chunk<VEC> chunk;
+  constexpr int THREADS = 32 * TEAM, COPIES = (chunk::ALL + THREADS - 1) / THREADS, BATCH = VEC == 2 ? 16 : 1;
   const int thread = member<TEAM, chunk::ALL>();
 #pragma unroll
-  for (int p = 0; p < P; p++) {
-    const char *from = (const char *)(maps.at + h * maps.feature + min(b + p, end - 1) * maps.image);
+  for (int q0 = 0; q0 < P * COPIES; q0 += BATCH) {
+    unsigned short held[BATCH];
 #pragma unroll
-    for (int c0 = 0; c0 < chunk::ALL; c0 += 32 * TEAM) {
-      const chunk c(c0 + thread);
-      if (chunk::ALL % (32 * TEAM) && c0 + thread >= chunk::ALL) break;
-      copy_async<VEC>(slot + p * PLANE + c.slot, from + (DENSE ? c.dense : 2ll * c.row * maps.row + c.column), b + p < end);
+    for (int q = q0; q < q0 + BATCH && q < P * COPIES; q++) {
+      const int p = q / COPIES, place = q % COPIES * THREADS + thread;
+      // Threads with nothing left repeat the last copy, so that none of these loads waits behind a branch.
+      const chunk c(VEC == 2 ? min(place, chunk::ALL - 1) : place);
+      const char *from = (const char *)(maps.at + h * maps.feature + min(b + p, end - 1) * maps.image);
+      from += DENSE ? c.dense : 2ll * c.row * maps.row + c.column;
+      if constexpr (VEC == 2) held[q - q0] = *(const unsigned short *)from;
+      else if (chunk::ALL % THREADS == 0 || c.inside()) copy_async<VEC>(slot + p * PLANE + c.slot, from, b + p < end);
+    }
+    if constexpr (VEC == 2) {
+#pragma unroll
+      for (int q = q0; q < q0 + BATCH && q < P * COPIES; q++) {
+        const chunk c(min(q % COPIES * THREADS + thread, chunk::ALL - 1));
+        *(unsigned short *)(slot + q / COPIES * PLANE + c.slot) = b + q / COPIES < end ? held[q - q0] : 0;
+      }
     }
   }
 }
@@ -265,7 +277,7 @@ __device__ __forceinline__ void flush(const char *slot, __nv_bfloat16 *out, int 
 #pragma unroll
     for (int c0 = 0; c0 < chunk::ALL; c0 += 32 * TEAM) {
       const chunk c(c0 + thread);
-      if (chunk::ALL % (32 * TEAM) && c0 + thread >= chunk::ALL) break;
+      if (chunk::ALL % (32 * TEAM) && !c.inside()) break;
       *(word *)(to + c.dense) = *(const word *)(slot + p * PLANE + c.slot);
     }
   }
