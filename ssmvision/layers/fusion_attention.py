@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmvision.kernels.channel_means import channel_means
+from ssmvision.kernels.channel_scale import scale_channels
 
 __all__ = ["BiAttention", "EfficientChannelAttention"]
 
@@ -30,12 +31,12 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
     def weights(self, means: Tensor) -> Tensor:
-        """Of the channels (B, 1, 1, C) from their means over the map (B, C)."""
-        return torch.sigmoid(self.conv(means.to(self.conv.weight.dtype).unsqueeze(1))).unsqueeze(1)
+        """Of the channels (B, 1, C) from their means over the map (B, C)."""
+        return torch.sigmoid(self.conv(means.to(self.conv.weight.dtype).unsqueeze(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        return x * self.weights(channel_means(x)[:, 0]).to(x.dtype)
+        return scale_channels(x, weights=self.weights(channel_means(x)[:, 0]))
 
 
 class BiAttention(nn.Module):
@@ -62,11 +63,11 @@ class BiAttention(nn.Module):
         self.channel_select = nn.Linear(hidden, dim)
 
     def weights(self, *means: Tensor) -> Tensor:
-        """Of the channels of several maps, (B, maps, 1, 1, C), from each one's means (B, C) normed without weights."""
+        """Of the channels of several maps, (B, maps, C), from each one's means (B, C) normed without weights."""
         pooled = torch.addcmul(self.norm.bias, torch.stack(means, 1), self.norm.weight)
         hidden = F.gelu(self.global_reduce(pooled.to(self.global_reduce.weight.dtype)))
-        return torch.sigmoid(self.channel_select(hidden))[:, :, None, None]
+        return torch.sigmoid(self.channel_select(hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels."""
-        return x * self.weights(channel_means(x, self.norm.eps)[:, 1]).squeeze(1).to(x.dtype)
+        return scale_channels(x, weights=self.weights(channel_means(x, self.norm.eps)[:, 1]))

@@ -11,6 +11,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ssmvision.kernels.channel_means import channel_means
+from ssmvision.kernels.channel_scale import scale_channels
 from ssmvision.layers.fusion_attention import BiAttention, EfficientChannelAttention
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_scan import ESS2D, CrossModalScan, Gate
@@ -71,12 +72,12 @@ class DVSSBlock(nn.Module):
         normed, x = (self.norm(x), x) if pending is None else self.norm.add(pending, x)
         scanned = self.op(normed)
         plain, level = channel_means(scanned, self.se.norm.eps).unbind(1)
-        attention = self.self_attention_cross_channel.weights(plain).to(scanned.dtype)
-        texture = self.conv_branch(torch.addcmul(scanned, scanned, attention))
+        attention = self.self_attention_cross_channel.weights(plain)
+        texture = self.conv_branch(scale_channels(scanned, weights=1 + attention))
         weights = self.se.weights(level, channel_means(texture, self.se.norm.eps)[:, 1])
         # Dropping a path by its weights spares passes over the map.
-        first, second = self.drop_path(weights).to(scanned.dtype).unbind(1)
-        normed, x = self.norm2.add(torch.addcmul(scanned * first, texture, second), x)
+        mixed = scale_channels(scanned, texture, weights=self.drop_path(weights))
+        normed, x = self.norm2.add(mixed, x)
         return x, self.drop_path(self.mlp(normed))
 
 
@@ -146,4 +147,4 @@ class DFFM(nn.Module):
         enhanced1, enhanced2 = self.Cross_layer(x1, x2)
         fused = self.self_attention_cross(self.ln_1(enhanced1), self.ln_2(enhanced2))
         attention = self.self_attention_cross_spatial.weights(channel_means(fused)[:, 0])
-        return torch.addcmul(x1 + x2 + fused, fused, attention.to(fused.dtype))
+        return x1 + x2 + scale_channels(fused, weights=1 + attention)
