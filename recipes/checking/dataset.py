@@ -71,9 +71,8 @@ def _check_labels(found: FoundDataset, reports: Sequence[CaseReport]) -> None:
         ids = sorted(seen)
         found.findings.note(found.root, f"label ids found: {ids}; nothing says what they are")
         if ids != list(range(len(ids))):
-            found.findings.warning(
-                found.root, f"label ids have gaps: {ids}", f"number them 0 to {len(ids) - 1} for training"
-            )
+            mapping = {old: new for new, old in enumerate(ids)}
+            found.findings.warning(found.root, f"label ids have gaps: {ids}", f"renumber them for training: {mapping}")
         return
     for name, number in found.labels.items():
         if number and number not in seen:

@@ -75,39 +75,40 @@ def _check_units(findings: Findings, grid: Grid) -> None:
         )
 
 
-def compare_grids(findings: Findings, found: Grid, expected: Grid, what: str) -> bool:
-    """Whether a file covers the voxels of another; finds the difference in shape, voxel size or place, with numbers.
+def compare_grids(findings: Findings, found: Grid, expected: Grid, what: str) -> None:
+    """Finds whether a file covers other voxels than another: by shape, voxel size or place, with numbers.
+
+    Files that training takes for equal (see `volumes.check_same_grid`: corners within a quarter of a voxel) but whose
+    voxel sizes differ by more than rounding get a warning.
 
     Args:
-        findings: receives at most one error.
+        findings: receives at most one finding.
         found: the file to blame.
         expected: the grid it should lie on.
         what: name of the expected file's role, "image" or "first channel".
     """
+    other = f"its {what} {expected.path.name}"
     if found.shape != expected.shape:
-        problem = f"shape {_numbers(found.shape)}, but its {what} {expected.path.name} has {_numbers(expected.shape)}"
+        problem = f"shape {_numbers(found.shape)}, but {other} has {_numbers(expected.shape)}"
         findings.error(found.path, problem, "resample one onto the other's grid, or exchange the wrong file")
-        return False
-    if np.any(np.abs(np.subtract(found.spacing_mm, expected.spacing_mm)) > ROUNDING * np.array(expected.spacing_mm)):
-        findings.error(
-            found.path,
-            f"voxel size {_numbers(found.spacing_mm)} mm, but its {what} {expected.path.name} has "
-            f"{_numbers(expected.spacing_mm)} mm",
-            "copy the header if the voxels match, else resample",
-        )
-        return False
+        return
+    distance = _corner_distance(found.shape, found.affine, expected.affine)
+    off = np.abs(np.subtract(found.spacing_mm, expected.spacing_mm)) > ROUNDING * np.array(expected.spacing_mm)
+    sizes = f"voxel size {_numbers(found.spacing_mm)} mm, but {other} has {_numbers(expected.spacing_mm)} mm"
     try:
         check_same_grid(found, expected)
     except UserError:
-        distance = _corner_distance(found.shape, found.affine, expected.affine)
-        findings.error(
-            found.path,
-            f"the affine places a corner {distance:.3g} mm from where its {what} {expected.path.name} has it; found "
-            f"{found.affine.round(4).tolist()}, expected {expected.affine.round(4).tolist()}",
-            "copy the header if the voxels match, else resample",
+        problem = (
+            f"the affine places a corner {distance:.3g} mm from where {other} has it; found "
+            f"{found.affine.round(4).tolist()}, expected {expected.affine.round(4).tolist()}"
         )
-        return False
-    return True
+        findings.error(
+            found.path, sizes if off.any() else problem, "copy the header if the voxels match, else resample"
+        )
+        return
+    if off.any():
+        problem = f"{sizes}; no corner is more than {distance:.2g} mm off, which training takes for rounding"
+        findings.warning(found.path, problem, "copy the header if the voxels match")
 
 
 def _corner_distance(shape: tuple[int, ...], one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -153,6 +153,13 @@ def test_cases_with_other_numbers_of_channels_stand_out(tmp_path: Path) -> None:
     assert [p for _, p in problems(run(tmp_path))] == ["case 'c' has 1 channel(s), 2 of 3 cases have 2"]
 
 
+def test_gaps_in_unnamed_ids_get_a_mapping(tmp_path: Path) -> None:
+    put(tmp_path / "a.nii.gz", 0)
+    save(tmp_path / "a_seg.nii.gz", 5 * ball((6, 7, 5), 0)[1], AFFINE)
+    warning = next(f for f in run(tmp_path).findings if f.level == "warning")
+    assert (warning.problem, warning.fix) == ("label ids have gaps: [0, 5]", "renumber them for training: {0: 0, 5: 1}")
+
+
 def test_ids_that_differ_only_in_capitals_clash(tmp_path: Path) -> None:
     for i, case in enumerate(("Case", "case")):
         put(tmp_path / f"{case}.nii.gz", i)

@@ -127,6 +127,18 @@ def test_truncated_files(raw: Path, keep: int) -> None:
     assert finding.fix == "fetch or export it again"
 
 
+def test_rounding_in_the_affine_is_tolerated_as_in_training(raw: Path) -> None:
+    rng = np.random.default_rng(0)
+    affine = AFFINE.copy()
+    affine[:3] += rng.uniform(-5e-4, 5e-4, (3, 4))
+    save(label(raw), mask(), affine)
+    assert [f for f in report(raw).findings if f.level == "error"] == []
+    save(label(raw), mask(), np.diag([1.0, 1.5, 2.01, 1.0]))
+    finding = only(report(raw), "warning")
+    assert "voxel size 1 x 1.5 x 2.01 mm, but its image c1_0000.nii.gz has 1 x 1.5 x 2 mm; no corner" in finding.problem
+    assert "0.07 mm off" in finding.problem
+
+
 def test_second_channel_on_another_grid(raw: Path) -> None:
     write_description(raw, channel_names={"0": "T1", "1": "T2"})
     for i in range(3):
