@@ -95,8 +95,7 @@ def decide(
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     target = target_spacing(spacings, shapes) if spacing_mm is None else np.array(spacing_mm, dtype=np.float64)
     order = list(coarsest_first(target))
-    resampled = [resampled_shape(n, edge, target) for n, edge in zip(shapes, spacings, strict=True)]
-    full, shape = target[order], np.median(resampled, axis=0)[order]
+    full, shape = target[order], _median_shape(fingerprint, target)[order]
     voxels = float(np.prod(shape)) * cases
     rules = _Rules(tuple(channels), classes, cases, fingerprint.median_relative_size_after_cropping, budget)
     configurations = {"2d": rules.configuration(full[1:], shape[1:].tolist(), voxels, batch_dice=True)}
@@ -115,6 +114,13 @@ def decide(
         configurations,
         cascade,
     )
+
+
+def _median_shape(fingerprint: Fingerprint, target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Voxels per axis of the median case at the target voxel size."""
+    rows = zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
+    median: NDArray[np.float64] = np.median([resampled_shape(shape, edges, target) for shape, edges in rows], axis=0)
+    return median
 
 
 def _lowres(rules: _Rules, full: NDArray[np.float64], shape: NDArray[np.float64]) -> Configuration | None:
