@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,13 @@ class FusionTerms(NamedTuple):
     structure: Tensor
 
 
+@lru_cache(maxsize=64)
+def _constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor that is copied to its device once: copies would end every step's head start, and CUDA graphs."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
 def intensity_loss(fused: Tensor, a: Tensor, b: Tensor, target: IntensityTarget = "max") -> Tensor:
     """mean((fused - t)^2).
 
@@ -69,7 +76,7 @@ def sobel(image: Tensor, zero_outside: bool = True) -> tuple[Tensor, Tensor]:
     Returns:
         two (B, 1, H, W).
     """
-    kernel = image.new_tensor(SOBEL)
+    kernel = _constant(SOBEL, image.device, image.dtype)
     padded = F.pad(image, (1, 1, 1, 1)) if zero_outside else F.pad(image, (1, 1, 1, 1), mode="replicate")
     both = F.conv2d(padded, torch.stack((kernel, kernel.T))[:, None])
     return both[:, :1], both[:, 1:]
@@ -103,7 +110,7 @@ def _gaussian(size: int) -> tuple[float, ...]:
 
 def _blurred(image: Tensor) -> Tensor:
     """Gaussian mean over the windows that lie inside; a smaller image gets smaller windows."""
-    window = image.new_tensor(_gaussian(min(WINDOW, *image.shape[-2:])))
+    window = _constant(_gaussian(min(WINDOW, *image.shape[-2:])), image.device, image.dtype)
     return F.conv2d(F.conv2d(image, window[None, None, :, None]), window[None, None, None, :])
 
 
@@ -124,7 +131,7 @@ def _blurred_at_once(image: Tensor) -> Tensor:
     Variances of smooth images are small differences of large numbers: the order of summation, and so the choice of a
     convolution, shows in the fifth digit of the loss.
     """
-    window = torch.tensor(_gaussian(min(WINDOW, *image.shape[-2:])), device=image.device)
+    window = _constant(_gaussian(min(WINDOW, *image.shape[-2:])), image.device, torch.float32)
     with _without_onednn():
         return F.conv2d(image, torch.outer(window, window)[None, None].to(image.dtype))
 
@@ -177,7 +184,7 @@ def published_ms_ssim(x: Tensor, y: Tensor, normalize: bool = True, data_range: 
     values = torch.stack(factors)
     if normalize:
         values = (values + 1) / 2
-    powers: Tensor = values ** values.new_tensor(SCALES)
+    powers: Tensor = values ** _constant(SCALES, values.device, values.dtype)
     return (powers[:-1] * powers[-1]).prod()
 
 
