@@ -78,8 +78,7 @@ def decide(
 ) -> Decisions:
     """Target spacing, order of axes, and up to three configurations.
 
-    "2d" is always planned; "3d_fullres" unless the volumes are single slices; "3d_lowres" where the patch of
-    "3d_fullres" covers less than a quarter of the median volume and at least halves its voxels.
+    "2d" is always planned, "3d_fullres" unless the volumes are single slices, "3d_lowres" where it pays.
 
     Args:
         fingerprint: axes (z, y, x).

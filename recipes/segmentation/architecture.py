@@ -14,7 +14,7 @@ from ssmvision.recipes.segmentation.config import ModelConfig
 
 __all__ = ["Topology", "build_network", "plan_network", "plan_topology"]
 
-NETWORKS = ("UMambaBot", "UMambaEnc")
+NETWORKS = ("UMambaBot", "UMambaEnc", "DynUNet")
 # The same networks with the mixer "s4nd", which take the spacing of their images.
 SPACED = {"UMambaBot": "USegS4NDBot", "UMambaEnc": "USegS4NDEnc"}
 MIN_EDGE = 4
@@ -75,6 +75,37 @@ def plan_network(
     features = config.features_per_stage or tuple(
         min(32 * 2**i, 512 if dims == 2 else 320) for i in range(len(strides))
     )
+    _check_stages(patch_size, features, strides, kernels)
+    arguments: dict[str, Any] = {
+        "spatial_dims": dims,
+        "in_channels": channels,
+        "out_channels": classes,
+        "features_per_stage": list(features),
+        "kernel_sizes": [list(row) for row in kernels],
+        "strides": [list(row) for row in strides],
+        "deep_supervision": config.deep_supervision,
+    }
+    if config.name == "DynUNet":
+        _check_plain(config)
+        return {"name": config.name, "arguments": arguments}
+    arguments |= {
+        "n_conv_per_stage": _plain(config.n_conv_per_stage),
+        "n_conv_per_stage_decoder": _plain(config.n_conv_per_stage_decoder),
+        "mixer": config.mixer,
+    }
+    if config.name == "UMambaEnc":
+        arguments["input_size"] = list(patch_size)
+    return {"name": config.name, "arguments": arguments, **_reference(config, spacing_mm)}
+
+
+def _check_stages(
+    patch_size: Sequence[int],
+    features: Sequence[int],
+    strides: Sequence[tuple[int, ...]],
+    kernels: Sequence[tuple[int, ...]],
+) -> None:
+    """Refuses stages that contradict each other or the patch."""
+    dims = len(patch_size)
     lengths = {"features_per_stage": len(features), "strides": len(strides), "kernel_sizes": len(kernels)}
     if len(set(lengths.values())) != 1:
         raise UserError(f"model: stages differ, {lengths} entries; give each the same number of entries, one per stage")
@@ -89,21 +120,19 @@ def plan_network(
         raise UserError(
             f"patch_size: {list(patch_size)} does not divide by the strides' product {divisor}; use {upward}"
         )
-    arguments: dict[str, Any] = {
-        "spatial_dims": dims,
-        "in_channels": channels,
-        "out_channels": classes,
-        "features_per_stage": list(features),
-        "kernel_sizes": [list(row) for row in kernels],
-        "strides": [list(row) for row in strides],
-        "n_conv_per_stage": _plain(config.n_conv_per_stage),
-        "n_conv_per_stage_decoder": _plain(config.n_conv_per_stage_decoder),
-        "deep_supervision": config.deep_supervision,
-        "mixer": config.mixer,
-    }
-    if config.name == "UMambaEnc":
-        arguments["input_size"] = list(patch_size)
-    return {"name": config.name, "arguments": arguments, **_reference(config, spacing_mm)}
+
+
+def _check_plain(config: ModelConfig) -> None:
+    """Refuses settings that DynUNet has no use for."""
+    if config.mixer == "s4nd" or config.reference_spacing_mm is not None:
+        raise UserError(
+            f"model.mixer: DynUNet has no state-space layers (mixer {config.mixer!r}, reference_spacing_mm "
+            f"{config.reference_spacing_mm}); leave both out"
+        )
+    for name in ("n_conv_per_stage", "n_conv_per_stage_decoder"):
+        counts = _plain(getattr(config, name))
+        if set(counts if isinstance(counts, list) else [counts]) != {2}:
+            raise UserError(f"model.{name}: {counts} does not fit DynUNet, which has 2; plan with --budget default")
 
 
 def _plain(counts: int | tuple[int, ...]) -> int | list[int]:
@@ -150,6 +179,10 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"model.name: {name!r} is unknown; use one of {', '.join(NETWORKS)}")
     try:
         arguments = architecture["arguments"]
+        if name == "DynUNet":
+            from ssmvision.recipes.segmentation.dynunet import PlainUNet  # imports MONAI
+
+            return PlainUNet(**arguments)
         spaced = arguments.get("mixer") == "s4nd"
         kind = getattr(useg_s4nd, SPACED[name]) if spaced else getattr(umamba, name)
         network = kind(**arguments)

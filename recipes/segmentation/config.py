@@ -55,7 +55,8 @@ class ModelConfig:
     """The network.
 
     Args:
-        name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage.
+        name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage; "DynUNet" is
+            nnU-Net's plain U-Net by MONAI, a baseline: it has no state-space layers and two convolutions per stage.
         features_per_stage: channels per resolution; null: 32 doubled per stage up to 320 (3D) or 512 (2D).
         strides: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
         kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
@@ -70,7 +71,7 @@ class ModelConfig:
             own the median of the training cases.
     """
 
-    name: Literal["UMambaBot", "UMambaEnc"] = "UMambaBot"
+    name: Literal["UMambaBot", "UMambaEnc", "DynUNet"] = "UMambaBot"
     features_per_stage: tuple[int, ...] | None = None
     strides: tuple[tuple[int, ...], ...] | None = None
     kernel_sizes: tuple[tuple[int, ...], ...] | None = None

@@ -149,8 +149,8 @@ def announce(
     lines = (
         f"data      {dataset.path}: {len(dataset.training)} training and {len(dataset.validation)} validation case(s), "
         f"channels {', '.join(dataset.channels)}, classes {', '.join(module.classes)}",
-        f"network   {architecture['name']} {arguments['spatial_dims']}D, mixer {arguments['mixer']}, features "
-        f"{arguments['features_per_stage']}, {count_parameters(module):,} parameters",
+        f"network   {architecture['name']} {arguments['spatial_dims']}D, mixer {arguments.get('mixer', 'none')}, "
+        f"features {arguments['features_per_stage']}, {count_parameters(module):,} parameters",
         f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} patches of "
         f"{'x'.join(str(n) for n in config.patch_size)}, {t.optimizer} lr {t.lr:g}, {t.precision}, seed {t.seed}",
         f"run       {config.out}",

@@ -14,6 +14,7 @@ from monai.data.meta_tensor import MetaTensor
 
 from ssmvision.cli import main
 from ssmvision.errors import UserError
+from ssmvision.recipes.planning import measure
 from ssmvision.recipes.planning.command import make_plan
 from ssmvision.recipes.planning.config import PlanConfig
 from ssmvision.recipes.planning.fingerprint import Fingerprint, Intensities
@@ -146,7 +147,10 @@ def test_scales_of_an_object_in_zeros() -> None:
         scale_channel(MetaTensor(torch.zeros(1, 2, 2, 2)), ChannelScale("zscore_nonzero"))
 
 
-def test_check_plan_train_and_resume_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_plan_train_and_resume_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "DRAWS", 1000)
     data, plan, out = nnunet_folder(tmp_path / "data", [(10, 12, 8)] * 3), tmp_path / "plan.json", tmp_path / "run"
     assert main(["check", str(data), "--workers", "1"]) == 0
     assert main(["plan", str(data), "--workers", "1", "--out", str(plan), "--mixer", "none"]) == 0
