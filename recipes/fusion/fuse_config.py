@@ -32,8 +32,8 @@ class FuseConfig:
         colour: whose colours the result has; "auto" takes those of every coloured image, "both" mixes them, "none"
             gives gray.
         like: whose type of numbers and range the result has; "auto" is the only coloured one, else `a`.
-        window_a: stored values of `a` for black and white, such as '[-100,300]' of a CT; null is 0 to 255, 4095 or
-            65535 for pictures of 8, 12 and 16 bits, and the smallest and largest value of a whole volume.
+        window_a: stored values of `a` for black and white, such as '[-100,300]' of a CT; null is 0 to 255,
+            4095, 16383 or 65535 for pictures of 8, 12, 14 and 16 bits, and the smallest and largest value of a volume.
         window_b: the same for `b`.
         colormap_a: matplotlib colour map that shows gray `a` in colour, such as "hot"; null leaves it gray.
         colormap_b: the same for `b`.

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Window", "image_window", "volume_window"]
 
-TWELVE_BITS = 4095
+# Whites of the depths that sensors have; files store all of them in 16 bits.
+SIXTEEN_BIT_WHITES = (4095, 16383, 65535)
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Window:
 def image_window(values: NDArray[Any]) -> Window:
     """Range of a picture's format, so that pictures of one kind are treated alike.
 
-    0 to 255 for 8 bits; for 16 bits 0 to 4095 where no value is larger (12 bits in 16), else 0 to 65535; 0 to 1 for
-    floats in that range; smallest to largest value for all other types.
+    0 to 255 for 8 bits; for 16 bits 0 to 4095, 16383 or 65535 (12, 14 or 16 bits), the first that no value exceeds;
+    0 to 1 for floats in that range; smallest to largest value for all other types.
     """
     if values.dtype in (np.uint8, np.bool_):
         return Window(0, 255)
     if values.dtype == np.uint16:
-        return Window(0, TWELVE_BITS if values.max() <= TWELVE_BITS else 65535)
+        return Window(0, next(white for white in SIXTEEN_BIT_WHITES if values.max() <= white))
     if values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:
         return Window(0, 1)
     return volume_window(values)
