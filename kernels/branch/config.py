@@ -9,8 +9,8 @@ __all__ = ["MAX_CHANNELS", "TileConfig", "norm_backward_tile", "norm_tile", "sum
 # A tile holds all channels of a few positions in registers.
 MAX_CHANNELS = 2048
 NORM_ELEMENTS, NORM_BACKWARD_ELEMENTS = 8192, 4096
-# Parts of which gradients of weights are summed: fixed, so that the order of the sum is.
-NORM_PARTS, SUM_PARTS = 1056, 528
+NARROW = 256
+SUM_PARTS = 528
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TileConfig:
     Attributes:
         channels, positions: of the tile, powers of 2.
         warps: of the program.
-        parts: programs that share a sum over the map, at most.
+        parts: programs that share a sum over the map, at most; fixed, so that the order of the sum is.
     """
 
     channels: int
@@ -42,7 +42,8 @@ def norm_tile(channels: int) -> TileConfig:
 def norm_backward_tile(channels: int) -> TileConfig:
     """Of the norm's backward."""
     wide = _power(channels)
-    return TileConfig(wide, max(NORM_BACKWARD_ELEMENTS // wide, 8), 4, NORM_PARTS)
+    positions = max(NORM_BACKWARD_ELEMENTS // wide, 8)
+    return TileConfig(wide, positions, *((8, 528) if wide <= NARROW else (4, 1056)))
 
 
 def sum_tile() -> TileConfig:

@@ -96,7 +96,13 @@ def add_branch(
     if gamma is not None:
         out_dtype = torch.promote_types(out_dtype, gamma.dtype)
     total, copy = branch_sum(
-        _positions(x), _positions(branch.movedim(-1, 1)).transpose(1, 2), gamma, keep, out_dtype, copy_dtype, backend
+        _positions(x),
+        branch.unsqueeze(1) if branch.dim() == 2 else branch.flatten(1, -2),
+        gamma,
+        keep,
+        out_dtype,
+        copy_dtype,
+        backend,
     )
     return total.view(x.shape), None if copy_dtype is None else copy.view(x.shape)
 

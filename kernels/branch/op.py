@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.branch import reference, triton
+from ssmvision.kernels.eager import eager
 from ssmvision.kernels.operators import define_operator
 
 __all__ = ["NORM", "SUM", "branch_norm", "branch_sum"]
@@ -26,13 +28,15 @@ registry.register(SUM, registry.Backend("triton", 30, triton.can_run, triton.sum
 registry.register(SUM, registry.Backend("reference", 0, _anything, reference.sum_forward, reference.sum_backward))
 
 
-def _backend(op: str, map_: Tensor, channels: int, dtypes: list[torch.dtype], backend: str) -> registry.Backend:
-    dtype = map_.dtype
-    for other in dtypes:
-        dtype = torch.promote_types(dtype, other)
+@functools.lru_cache(maxsize=256)
+def _dtype(*dtypes: torch.dtype) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def _backend(op: str, x: Tensor, channels: int, dtype: torch.dtype, backend: str) -> registry.Backend:
     # A map without elements, or more channels than a tile holds, is left to the reference.
-    wish = "reference" if map_.numel() == 0 or not triton.fits(channels) else backend
-    return registry.choose(op, registry.Request(str(map_.device), dtype), wish)
+    wish = backend if triton.fits(channels) and x.numel() else "reference"
+    return registry.choose(op, registry.Request(str(x.device), dtype), wish)
 
 
 # The norm
@@ -43,9 +47,8 @@ def _norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if x.numel() == 0:
         return _norm_fake(x, weight, bias, eps, out_dtype, last, backend)
-    with torch.autocast(x.device.type, enabled=False):
-        run = _backend(NORM, x, x.shape[1], [weight.dtype, out_dtype], backend).forward
-        y, mean, rstd = run(x, weight, bias, eps, out_dtype, last)
+    run = _backend(NORM, x, x.shape[1], _dtype(x.dtype, weight.dtype, out_dtype), backend).forward
+    y, mean, rstd = run(x, weight, bias, eps, out_dtype, last)
     return y, mean, rstd
 
 
@@ -62,9 +65,8 @@ def _norm_fake(
 def _norm_gradients(
     x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, dy: Tensor, last: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        run = _backend(NORM, x, x.shape[1], [weight.dtype, dy.dtype], backend).backward
-        dx, d_weight, d_bias = run(x, weight, mean, rstd, dy, last)
+    run = _backend(NORM, x, x.shape[1], _dtype(x.dtype, weight.dtype, dy.dtype), backend).backward
+    dx, d_weight, d_bias = run(x, weight, mean, rstd, dy, last)
     return dx, d_weight, d_bias
 
 
@@ -98,9 +100,8 @@ def _sum(
     copy_dtype: torch.dtype | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        run = _backend(SUM, x, 1, [branch.dtype, out_dtype], backend).forward
-        total, copy = run(x, branch, gamma, keep, out_dtype, copy_dtype)
+    run = _backend(SUM, x, 1, _dtype(x.dtype, branch.dtype, out_dtype), backend).forward
+    total, copy = run(x, branch, gamma, keep, out_dtype, copy_dtype)
     return total, copy
 
 
@@ -121,9 +122,8 @@ def _sum_gradients(
     branch: Tensor, gamma: Tensor | None, keep: Tensor | None, d_total: Tensor, d_copy: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_x (empty where it is d_total), d_branch, and d_gamma (empty without gamma)."""
-    with torch.autocast(branch.device.type, enabled=False):
-        run = _backend(SUM, branch, 1, [d_total.dtype], backend).backward
-        d_x, d_branch, d_gamma = run(branch, gamma, keep, d_total, d_copy)
+    run = _backend(SUM, branch, 1, _dtype(branch.dtype, d_total.dtype), backend).backward
+    d_x, d_branch, d_gamma = run(branch, gamma, keep, d_total, d_copy)
     empty = branch.new_empty(0)
     return empty if d_copy is None else d_x, d_branch, branch.new_empty(0) if d_gamma is None else d_gamma
 
@@ -156,15 +156,17 @@ def _sum_autograd(ctx: Any, d_total: Tensor | None, d_copy: Tensor | None) -> tu
     return d_x.to(ctx.x_dtype), d_branch, None if gamma is None else d_gamma, *(None,) * 4
 
 
-branch_norm, branch_norm_backward = define_operator(
-    NORM,
+_norm_rule = {"backward": _norm_autograd, "setup_context": _norm_context}
+_sum_rule = {"backward": _sum_autograd, "setup_context": _sum_context}
+branch_norm, branch_norm_backward = eager(
+    define_operator(NORM, _norm, _norm_fake, _norm_gradients, _norm_gradients_fake, **_norm_rule),
     _norm,
-    _norm_fake,
     _norm_gradients,
-    _norm_gradients_fake,
-    backward=_norm_autograd,
-    setup_context=_norm_context,
+    **_norm_rule,
 )
-branch_sum, branch_sum_backward = define_operator(
-    SUM, _sum, _sum_fake, _sum_gradients, _sum_gradients_fake, backward=_sum_autograd, setup_context=_sum_context
+branch_sum, branch_sum_backward = eager(
+    define_operator(SUM, _sum, _sum_fake, _sum_gradients, _sum_gradients_fake, **_sum_rule),
+    _sum,
+    _sum_gradients,
+    **_sum_rule,
 )

@@ -102,6 +102,6 @@ def sum_backward(
     dropped = _scaled(d_x.to(wide), None, keep)
     d_gamma = None
     if gamma is not None:
-        d_gamma = torch.einsum("bcp,bpc->c", dropped, branch.to(wide)).to(gamma.dtype)
+        d_gamma = (dropped * branch.transpose(1, 2)).sum((0, 2)).to(gamma.dtype)
     d_branch = _scaled(dropped, gamma, None).transpose(1, 2).to(branch.dtype).contiguous()
     return d_x, d_branch, d_gamma

@@ -55,7 +55,8 @@ def norm_backward(
     """Gradients of a few tiles' x, and their part (2, C) of the sums for weight and bias."""
     c = tl.arange(0, BLOCK_C)
     w = _vector(weight, c, C)[:, None]
-    d_weight, d_bias = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    # Summed over positions once, at the end: in the loop every sum would pass through shared memory.
+    d_weight, d_bias = tl.zeros((BLOCK_C, BLOCK_P), tl.float32), tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     for tile in range(tl.program_id(0), total, tl.num_programs(0)):
         image, p = tile // tiles, tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         first, last, exists = _tile(image, c, p, C, P)
@@ -63,15 +64,15 @@ def norm_backward(
         g = tl.load(dy + (last if LAST else first), exists, 0.0).to(tl.float32)
         center, scale = tl.load(mean + image * P + p, p < P, 0.0), tl.load(rstd + image * P + p, p < P, 0.0)
         unit = tl.where(exists, (v - center[None, :]) * scale[None, :], 0.0)
-        d_weight += tl.sum(g * unit, 1)
-        d_bias += tl.sum(g, 1)
+        d_weight += g * unit
+        d_bias += g
         g = g * w
         shift, along = tl.sum(g, 0) / C, tl.sum(g * unit, 0) / C
         d = scale[None, :] * (g - shift[None, :] - unit * along[None, :])
         tl.store(dx + first, d.to(dx.dtype.element_ty), exists)
     at = parts + tl.program_id(0) * 2 * C + c
-    tl.store(at, d_weight, c < C)
-    tl.store(at + C, d_bias, c < C)
+    tl.store(at, tl.sum(d_weight, 1), c < C)
+    tl.store(at + C, tl.sum(d_bias, 1), c < C)
 
 
 @triton.jit

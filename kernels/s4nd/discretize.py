@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ssmvision.kernels.s4nd.modes_op import modes_taps
 from ssmvision.kernels.s4nd.pairs import Pair, conj, div, exp, expm1, mul, scale
 
 __all__ = ["Discretization", "diagonal_kernel", "diagonal_modes", "in_band", "inverse_positive", "positive", "tile"]
@@ -142,8 +143,4 @@ def diagonal_kernel(dt: Tensor, A: Pair, weight: Pair, length: int, disc: Discre
         (..., C, H, L) in A's dtype.
     """
     mode, coefficient = diagonal_modes(dt, A, weight, disc, length)
-    steps = torch.arange(length, device=mode.re.device, dtype=mode.re.dtype)
-    powers = exp(Pair(mode.re.unsqueeze(-1) * steps, mode.im.unsqueeze(-1) * steps))
-    rows = torch.cat((coefficient.re, -coefficient.im), -1).transpose(-3, -2)
-    kernel: Tensor = torch.matmul(rows, torch.cat(powers, -2)).transpose(-3, -2)
-    return kernel
+    return modes_taps(mode, coefficient, length)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.eager import eager
 from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.s4nd import dplr_triton
 from ssmvision.kernels.s4nd.discretize import tile
@@ -49,12 +50,17 @@ def dplr_taps(
     """
     if C.shape[-2] > dplr_triton.MAX_MODES or max(nodes, length) > dplr_triton.MAX_LENGTH:
         return _reference(dt, A_real, A_imag, B, C, P, nodes, length)
-    chosen = registry.choose(OP, registry.Request(str(C.device), C.dtype), backend)
-    if chosen.name == "reference":
+    if _chosen(str(C.device), C.dtype, backend) == "reference":
         # Not through the operator: this form can be differentiated twice, and a compiler fuses it.
         return _reference(dt, A_real, A_imag, B, C, P, nodes, length)
     taps: Tensor = s4_taps(dt, A_real, A_imag, B, C, P, nodes, length)
     return taps
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _chosen(device: str, dtype: torch.dtype, backend: str) -> str:
+    """Who makes the taps; a compiler asks once and does not look into it."""
+    return registry.choose(OP, registry.Request(device, dtype), backend).name
 
 
 def _reference(
@@ -109,6 +115,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     return *s4_taps_backward(*ctx.saved_tensors, ctx.nodes, ctx.length, dout), None, None
 
 
-s4_taps, s4_taps_backward = define_operator(
-    OP, _forward, _forward_fake, _gradients, _gradients_fake, backward=_backward, setup_context=_setup_context
+_rule = {"backward": _backward, "setup_context": _setup_context}
+s4_taps, s4_taps_backward = eager(
+    define_operator(OP, _forward, _forward_fake, _gradients, _gradients_fake, **_rule), _forward, _gradients, **_rule
 )

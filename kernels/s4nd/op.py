@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
+from ssmvision.kernels.eager import eager
 from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.s4nd import cuda, fft, toeplitz, volume
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
@@ -151,12 +152,10 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     )
 
 
-long_conv, long_conv_backward = define_operator(
-    "long_conv_nd",
+_rule = {"backward": _backward, "setup_context": _setup_context}
+long_conv, long_conv_backward = eager(
+    define_operator("long_conv_nd", _forward, _forward_fake, _gradients, _gradients_fake, **_rule),
     _forward,
-    _forward_fake,
     _gradients,
-    _gradients_fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    **_rule,
 )

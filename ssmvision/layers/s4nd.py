@@ -184,7 +184,7 @@ class S4ND(nn.Module):
             kernel.set_l_max(length)
 
     def _systems(self) -> list[AxisKernel]:
-        return [kernel for kernel in self.kernel if isinstance(kernel, AxisKernel)]
+        return [kernel for kernel in self.kernel._modules.values() if isinstance(kernel, AxisKernel)]
 
     def _rates(self, rate: Rates) -> tuple[float, ...]:
         rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
@@ -229,7 +229,9 @@ class S4ND(nn.Module):
 
     def _stamp(self) -> tuple[Any, ...]:
         """Changes whenever a parameter does."""
-        tensors = (*self.kernel.parameters(), *self.kernel.buffers())
+        # Asked at every call, and a walk over modules takes longer than a small convolution.
+        held = [(*kernel._parameters.values(), *kernel._buffers.values()) for kernel in self._systems()]
+        tensors = [t for members in held for t in members if t is not None]
         if any(t.is_inference() for t in tensors):
             return (object(),)  # their changes cannot be seen: never equal
         return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)

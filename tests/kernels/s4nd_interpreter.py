@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssmvision.kernels.branch import reference
 from ssmvision.kernels.branch import triton as branch
-from ssmvision.kernels.s4nd import dplr_op, dplr_triton
+from ssmvision.kernels.s4nd import dplr_op, dplr_triton, modes_op, modes_triton
+from ssmvision.kernels.s4nd.pairs import Pair
 from tests.kernels.triton_interpreter import mend_interpreter
 
 # Kernels at once, channels, features, systems, modes, nodes, length, steps a feature.
@@ -25,6 +26,12 @@ TAPS = {
     "odd": (1, 2, 4, 1, 4, 7, 7, 1),
     "several blocks of nodes and taps": (1, 1, 2, 1, 3, 150, 140, 1),
     "one tap": (1, 1, 2, 1, 2, 1, 1, 1),
+}
+# Kernels at once, channels, features, modes, length.
+MODES = {
+    "modes": (2, 2, 3, 5, 7),
+    "modes, several blocks of taps": (1, 1, 2, 32, 150),
+    "modes, one tap": (1, 3, 1, 1, 1),
 }
 # Batch, channels, positions; dtype of the map; channels last.
 NORMS = {
@@ -74,6 +81,23 @@ def taps(
     return {name: error(f, e) for name, f, e in zip(names, found, (exact, *expected), strict=True)}
 
 
+def modes(batch: int, channels: int, features: int, count: int, length: int) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    pairs = (batch, features, count)
+    given = [-rand(*pairs).abs() / 4, rand(*pairs) / 4, *(rand(batch, channels, features, count) for _ in range(2))]
+    wide = [t.double().requires_grad_() for t in given]
+    exact = modes_op.modes_taps(Pair(*wide[:2]), Pair(*wide[2:]), length, backend="reference")
+    weight = rand(*exact.shape)
+    expected = torch.autograd.grad((exact * weight).sum(), wide)
+    found = modes_triton.forward(*given, length), *modes_triton.backward(*given, length, weight)
+    names = ("taps", "log_re", "log_im", "weight_re", "weight_im")
+    return {name: error(f, e) for name, f, e in zip(names, found, (exact, *expected), strict=True)}
+
+
 def norm(batch: int, channels: int, positions: int, dtype: torch.dtype, last: bool) -> Any:
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(batch, channels, positions, generator=generator) + 3).to(dtype)
@@ -117,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if tuple(int(part) for part in triton_package.__version__.split(".")[:2]) < (3, 7):
         mend_interpreter()
-    runs: list[tuple[dict[str, Any], Callable[..., Any]]] = [(TAPS, taps), (NORMS, norm), (SUMS, added)]
+    runs: list[tuple[dict[str, Any], Callable[..., Any]]] = [(TAPS, taps), (MODES, modes), (NORMS, norm), (SUMS, added)]
     print(json.dumps({name: run(*case) for cases, run in runs for name, case in cases.items()}))
 
 

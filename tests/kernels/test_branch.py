@@ -129,8 +129,8 @@ def test_the_operators_keep_their_contract() -> None:
     tokens, keep = rand(2, 6, 4).float(), torch.ones(2)
     for t in (x, weight, bias, tokens):
         t.requires_grad_()
-    torch.library.opcheck(branch_norm, (x, weight, bias, 1e-6, torch.float32, True, "auto"))
-    torch.library.opcheck(branch_sum, (x, tokens, weight, keep, torch.float32, torch.bfloat16, "auto"))
+    torch.library.opcheck(branch_norm.operator, (x, weight, bias, 1e-6, torch.float32, True, "auto"))
+    torch.library.opcheck(branch_sum.operator, (x, tokens, weight, keep, torch.float32, torch.bfloat16, "auto"))
 
 
 def test_why_triton_is_refused() -> None:

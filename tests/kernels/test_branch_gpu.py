@@ -88,7 +88,7 @@ def test_the_operator_of_the_taps_keeps_its_contract() -> None:
     shapes = ((2, 4, 1), (2, 2, 3), (2, 2, 3), (2, 2, 3, 2), (2, 1, 4, 3, 2), (2, 2, 3, 2))
     dt, real, imag, *pairs = (rand(*shape) for shape in shapes)
     systems = [t.requires_grad_() for t in (dt.abs() + 0.1, -real.abs() - 0.1, imag, *pairs)]
-    torch.library.opcheck(s4_taps, (*systems, 7, 7))
+    torch.library.opcheck(s4_taps.operator, (*systems, 7, 7))
 
 
 def test_a_block_is_captured() -> None:

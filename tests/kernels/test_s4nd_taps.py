@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from ssmvision.kernels.registry import Request, explain
-from ssmvision.kernels.s4nd import dplr_triton
+from ssmvision.kernels.s4nd import dplr_triton, modes_op, modes_triton
 from ssmvision.kernels.s4nd.dplr_op import OP, dplr_taps
-from tests.kernels.s4nd_interpreter import NORMS, SUMS, TAPS
+from tests.kernels.s4nd_interpreter import MODES, NORMS, SUMS, TAPS
 from tests.kernels.triton_launches import compile_all
 
 ROOT = Path(__file__).parents[2]
-# Relative, by norm: float32 arithmetic; a gradient rounded to bfloat16.
-TOLERANCE = {"bfloat16": 5e-3}
+# Relative, by norm: float32 arithmetic; a gradient rounded to bfloat16; angles of a hundred radians in float32.
+TOLERANCE = {"bfloat16": 5e-3, "modes, several blocks of taps": 5e-5}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def interpreted() -> dict[str, dict[str, float]]:
     return errors
 
 
-@pytest.mark.parametrize("case", [*TAPS, *NORMS, *SUMS])
+@pytest.mark.parametrize("case", [*TAPS, *MODES, *NORMS, *SUMS])
 def test_interpreted_kernels_match_float64(case: str, interpreted: dict[str, dict[str, float]]) -> None:
     tolerance = TOLERANCE.get(case, 5e-6)
     assert {name: error for name, error in interpreted[case].items() if not error <= tolerance} == {}
@@ -55,8 +55,9 @@ def test_gradients() -> None:
 
 def test_who_makes_them() -> None:
     assert explain(OP, Request("cpu"))["triton"] == "cpu is no GPU that triton compiles for"
-    reason = explain(OP, Request("cuda:0", torch.float64))["triton"]
-    assert reason == "computes in float32, so torch.float64 is left to others"
+    for op in (OP, modes_op.OP):
+        reason = explain(op, Request("cuda:0", torch.float64))["triton"]
+        assert reason == "computes in float32, so torch.float64 is left to others"
 
 
 def test_kernels_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +69,10 @@ def test_kernels_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         dplr_triton.backward(*tensors, 7, 7, taps)
 
     assert compile_all(dplr_triton, launch, monkeypatch) == ["dplr_forward", "dplr_backward"]
+
+    def launch_modes() -> None:
+        log, weight = torch.zeros(2, 4, 32), torch.zeros(2, 2, 4, 32)
+        taps = modes_triton.forward(log, log, weight, weight, 56)
+        modes_triton.backward(log, log, weight, weight, 56, taps)
+
+    assert compile_all(modes_triton, launch_modes, monkeypatch) == ["modes_forward", "modes_backward"]
