@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,13 +23,14 @@ class FusionNetwork(nn.Module):
 
     - output "image": network(s a, s b), which holds 2 s (a + b): with s = 1 the published result, with s = 1/4 the mean
       of both images and what the network adds to it.
-    - output "weights": w a + (1 - w) b, w = sigmoid(network(s a, s b) - 2 s (a + b)): every pixel lies between those of
-      the images.
+    - output "weights": w a + (1 - w) b with w = sigmoid(G * (network(s a, s b) - 2 s (a + b))), G a Gaussian: every
+      pixel lies between those of the images.
 
     Args:
         network: (B, 1, H, W) twice to (B, 1, H, W).
         output: see above.
         scale: s.
+        smooth_px: standard deviation of G in pixels; 0: none.
 
     Attributes:
         stride: as of the network.
@@ -36,8 +39,11 @@ class FusionNetwork(nn.Module):
         a, b: (B, 1, H, W) floating point in [0, 1], of any size; an "image" is about [0, 1], not clamped.
     """
 
-    def __init__(self, network: FusionMamba, output: Output, scale: float) -> None:
+    gaussian: Tensor
+
+    def __init__(self, network: FusionMamba, output: Output, scale: float, smooth_px: float = 0.0) -> None:
         super().__init__()
+        self.register_buffer("gaussian", _gaussian(smooth_px), persistent=False)
         self.network, self.output, self.scale, self.stride = network, output, scale, network.stride
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -49,12 +55,27 @@ class FusionNetwork(nn.Module):
         result: Tensor = self.network(x, y)[..., :height, :width]
         if self.output == "image":
             return result
-        weight = torch.sigmoid(result - RESIDUAL * self.scale * (a + b))
+        weight = torch.sigmoid(self._smoothed(result - RESIDUAL * self.scale * (a + b)))
         return weight * a + (1 - weight) * b
+
+    def _smoothed(self, x: Tensor) -> Tensor:
+        radius = len(self.gaussian) // 2
+        if not radius:
+            return x
+        window = self.gaussian.to(x.dtype)
+        x = F.pad(x, (radius,) * 4, mode="replicate")
+        return F.conv2d(F.conv2d(x, window[None, None, :, None]), window[None, None, None, :])
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone."""
         return {f"network.{name}" for name in self.network.no_weight_decay()}
+
+
+def _gaussian(sigma: float) -> Tensor:
+    """Window to three standard deviations on either side."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    return torch.softmax(-(offsets**2) / (2 * sigma**2 or 1.0), 0).float()
 
 
 def build_network(config: ModelConfig) -> FusionNetwork:
@@ -74,4 +95,4 @@ def build_network(config: ModelConfig) -> FusionNetwork:
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    return FusionNetwork(network, config.output, config.input_scale)
+    return FusionNetwork(network, config.output, config.input_scale, config.smooth_px)

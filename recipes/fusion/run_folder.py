@@ -74,6 +74,7 @@ def _image_rules(config: FusionTrainConfig) -> list[tuple[str, Any, bool, str]]:
             (f"augment.{name}", getattr(a, name), 0 <= getattr(a, name) <= 1, "a number in [0, 1]")
             for name in ("swap", "invert", "gamma_probability")
         ),
+        ("model.smooth_px", config.model.smooth_px, 0 <= config.model.smooth_px <= 16, "a number from 0 to 16"),
         ("model.input_scale", config.model.input_scale, config.model.input_scale > 0, "a number above 0"),
     ]
 

@@ -246,6 +246,18 @@ def test_weights_keep_every_pixel_between_the_images() -> None:
     assert bool(((fused >= torch.minimum(a, b) - 1e-6) & (fused <= torch.maximum(a, b) + 1e-6)).all())
 
 
+def test_weights_are_smooth_across_the_patches() -> None:
+    a, b = torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)
+    steps = []
+    for smooth in (0.0, 1.5):
+        torch.manual_seed(0)
+        network = build_network(ModelConfig(dims=(8, 16), d_state=2, smooth_px=smooth)).eval()
+        nn.init.normal_(network.network.final_conv.weight, std=2.0)
+        with torch.no_grad():
+            steps.append(float(network(a, b).diff(dim=-1).abs().max()))
+    assert 0 < steps[1] < 0.5 * steps[0]
+
+
 def test_schedule() -> None:
     config = TrainerConfig(max_epochs=2, steps_per_epoch=50, warmup_steps=10)
     rates = [learning_rate(step, config) for step in range(101)]
