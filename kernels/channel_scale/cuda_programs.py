@@ -33,7 +33,7 @@ register_program(
         {"channel_scale": (Scale,)},
         [
             {"IO": io, "WIO": wio, "V": 8 if io else 4, "MAPS": maps}
-            for io, wio in ((0, 0), (1, 0), (1, 1), (2, 0), (2, 2))
+            for io, wio in ((0, 0), (1, 0), (1, 1))
             for maps in (1, 2)
         ],
     )

@@ -1,6 +1,7 @@
-"""CUDA backend: one launch each, compiled at run time from csrc/. The gradients are the reference's.
+"""CUDA backend: one launch each, compiled at run time from csrc/.
 
-Nothing is accumulated by atomics, so two forwards are bitwise equal.
+The convolution's gradients are the depthwise convolution's, the norm's are the reference's. Nothing is accumulated by
+atomics, so two runs are bitwise equal.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.depthwise_conv import cuda as depthwise
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.subgrids import reference
 from ssmvision.kernels.subgrids.config import MAX_PACKS, columns_per_thread
 from ssmvision.kernels.subgrids.cuda_programs import IO, Conv, Norm
 
-__all__ = ["can_run", "conv_forward", "norm_forward"]
+__all__ = ["can_run", "conv_backward", "conv_forward", "norm_forward"]
 
 THREADS, LANES = 128, 32
 
@@ -87,6 +89,14 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     compiled = _kernel("subgrid_conv", x.device.index, x.dtype, weight.dtype, V=wide, COLUMNS=strip)
     compiled.launch((-(-threads // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
     return out
+
+
+def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients; takes and returns as `reference.conv_backward`."""
+    joined = reference.join_subgrids(dout.transpose(0, 1), (x.shape[1], x.shape[2]))
+    dx, dweight, dbias = depthwise.backward(x, weight.squeeze(1), bias, True, joined)
+    assert dbias is not None
+    return dx, dweight.unsqueeze(1), dbias
 
 
 def norm_forward(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:

@@ -38,8 +38,8 @@ class Norm(ctypes.Structure):
     ]
 
 
-# Weights in the map's dtype, or in float32 as under autocast.
-DTYPES = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 2))
+# Float32, and bfloat16 with weights in the map's dtype or in float32 as under autocast.
+DTYPES = ((0, 0), (1, 0), (1, 1))
 # FusionMamba's inner widths 192 to 1536.
 PACKS = (2, 3, 6, 12)
 

@@ -15,7 +15,7 @@ __all__ = ["CONV", "NORM", "conv", "norm"]
 
 CONV, NORM = "subgrid_conv", "subgrid_norm"
 
-registry.register(CONV, registry.Backend("cuda", 30, cuda.can_run, cuda.conv_forward, reference.conv_backward))
+registry.register(CONV, registry.Backend("cuda", 30, cuda.can_run, cuda.conv_forward, cuda.conv_backward))
 registry.register(
     CONV, registry.Backend("reference", 0, lambda request: None, reference.conv_forward, reference.conv_backward)
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ssmvision.kernels.add_norm import add_layer_norm, add_rms_norm
 from ssmvision.kernels.causal_conv import causal_conv
+from ssmvision.kernels.channel_means import channel_means
+from ssmvision.kernels.channel_scale import scale_channels
 from ssmvision.kernels.depthwise_conv import depthwise_conv2d
 from ssmvision.kernels.mamba_mixer import mamba_mixer
 from ssmvision.kernels.projected_scan import projected_scan_nd, projected_scan_packed
@@ -17,6 +19,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "causal_conv",
+    "channel_means",
     "depthwise_conv2d",
     "inverse_route",
     "join_subgrids",
@@ -26,6 +29,7 @@ __all__ = [
     "projected_scan_packed",
     "route_index",
     "route_names",
+    "scale_channels",
     "selective_scan",
     "selective_scan_nd",
     "split_subgrids",
