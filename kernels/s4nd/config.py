@@ -15,14 +15,14 @@ class ToeplitzConfig:
         longest_axis: beyond it, 2 L operations a position are more than an N-D FFT's.
         longest_sequence: the same where there is one axis only: a 1D FFT pads by 2 and not by 2^d.
         matrix_elements: all matrices of one axis.
-        cached_elements: float32 values of maps and matrices that a CPU works on at a time: 2 MiB, a core's caches.
+        cached_elements: float32 values of maps and matrices that a CPU works on at a time: 1 MiB, a core's L2 cache.
         fewest_features: at a time, however large they are: calls take time too.
     """
 
     longest_axis: int
     longest_sequence: int
     matrix_elements: int
-    cached_elements: int = 1 << 19
+    cached_elements: int = 1 << 18
     fewest_features: int = 8
 
 

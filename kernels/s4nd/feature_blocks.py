@@ -35,7 +35,7 @@ class _Block:
 
     Attributes:
         features: which.
-        u: (B, N, *grid), contiguous.
+        u: (B, N, *grid), a slice of contiguous maps.
         matrices: (N, L, L) of each axis.
         scratch: room for a map each, two for every pass but one; fresh memory would cost more than the products.
     """
@@ -53,7 +53,7 @@ class _Block:
         """Inputs of the passes, the last axis' first: (B, N, M, L) each."""
         batch, features, *grid = self.u.shape
         volume = math.prod(grid)
-        inputs = [self.u.reshape(batch, features, volume // grid[-1], grid[-1])]
+        inputs = [self.u.view(batch, features, volume // grid[-1], grid[-1])]
         for a in range(len(grid) - 1, 0, -1):
             room = self.room(a - 1, batch, features, grid[a], volume // grid[a])
             x = multiply(self.matrices[a], inputs[-1], room)
@@ -66,7 +66,7 @@ def _blocks(args: ConvArgs) -> Iterator[_Block]:
     maps = (len(grid) + 1) * math.prod(grid) + sum(length**2 for length in grid)
     held = toeplitz_config("cpu").cached_elements * 4 // args.u.element_size()
     step = min(max(held // maps, toeplitz_config("cpu").fewest_features), features)
-    room = args.u.shape[0] * step * math.prod(grid)
+    u, room = args.u.contiguous(), args.u.shape[0] * step * math.prod(grid)
     scratch = tuple(args.u.new_empty(room) for _ in range(2 * len(grid) - 2))
     for start in range(0, features, step):
         which = slice(start, start + step)
@@ -74,7 +74,7 @@ def _blocks(args: ConvArgs) -> Iterator[_Block]:
         matrices = tuple(
             toeplitz(kernel[0, 0, which].to(args.u.dtype), center, length) for kernel, center, length in axes
         )
-        yield _Block(which, args.u[:, which].contiguous(), matrices, scratch)
+        yield _Block(which, u[:, which], matrices, scratch)
 
 
 def forward(args: ConvArgs) -> Tensor:
@@ -92,13 +92,13 @@ def forward(args: ConvArgs) -> Tensor:
 
 def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> Grads:
     """Gradients of the inputs; what lies between the passes is computed again."""
-    dout = dout.to(args.u.dtype).reshape(args.u.shape)
+    dout = dout.to(args.u.dtype).reshape(args.u.shape).contiguous()
     du = torch.empty_like(args.u, memory_format=torch.contiguous_format) if need_u else None
     found: list[list[Tensor]] = [[] for _ in args.grid]
     skips: list[Tensor] = []
     weight = None if args.D is None else args.D.to(dout.dtype).view(-1, *(1,) * len(args.grid))
     for block in _blocks(args):
-        dy, place = dout[:, block.features].contiguous(), None if du is None else du[:, block.features]
+        dy, place = dout[:, block.features], None if du is None else du[:, block.features]
         if need_u or need_kernels:
             _block_backward(block, dy, place, found if need_kernels else None)
         if weight is not None:
