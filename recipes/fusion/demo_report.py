@@ -16,7 +16,7 @@ from ssmvision.metrics.fusion import METRICS
 from ssmvision.recipes.fusion.demo_config import FusionDemoConfig, Task
 from ssmvision.recipes.fusion.demo_data import TaskData
 from ssmvision.recipes.fusion.pictures import comparison_png, detail_box
-from ssmvision.recipes.fusion.scores import COMPARED, TRUTH, Score, best_methods, mean_scores, metric_names
+from ssmvision.recipes.fusion.scores import COMPARED, TRUTH, Score, best_methods, mean_ranks, mean_scores, metric_names
 from ssmvision.recipes.fusion.train import RunResult
 from ssmvision.recipes.fusion.weights import FusionCard
 from ssmvision.recipes.segmentation.figures import Curve, curves_png
@@ -159,10 +159,15 @@ def _means_table(outcome: FusionOutcome, task: Task) -> Table:
     for name in metric_names(scores):
         cells = [_cell(name, *means[method][name]) + (BEST if best[name] == method else "") for method in means]
         rows.append(Row((name if name in COMPARED else f"{name} (not counted)", *cells)))
+    ranks = mean_ranks(scores)
+    first = min(ranks.values())
+    cells = [f"{rank:.2f}" + (BEST if rank == first else "") for rank in ranks.values()]
+    rows.append(Row(("Mean rank, 1 the best", *cells), emphasis=True))
     seeds = len(outcome.config.seeds)
     spread = f" Of FusionMamba the mean of {seeds} seeds, and the smallest and largest of them." if seeds > 1 else ""
     caption = (
-        f"Means over {len(data.tests)} test pair(s); more is better in every row,{BEST} marks the most.{spread} "
+        f"Means over {len(data.tests)} test pair(s); more is better in every metric,{BEST} marks the best.{spread} The "
+        "rank is the mean place among the methods of this table over the counted metrics, and depends on both choices. "
         f"{data.split} {data.source}"
     )
     return Table(f"{data.title}: means", ("Metric", *means), tuple(rows), caption=caption)

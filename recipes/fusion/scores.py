@@ -10,11 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from ssmvision.metrics.fusion import applicable, fusion_metrics, psnr, ssim
 from ssmvision.recipes.fusion.pairs import ImagePair
 
-__all__ = ["COMPARED", "TRUTH", "Score", "best_methods", "mean_scores", "measure", "metric_names", "scores_csv"]
+__all__ = [
+    "COMPARED",
+    "TRUTH",
+    "Score",
+    "best_methods",
+    "mean_ranks",
+    "mean_scores",
+    "measure",
+    "metric_names",
+    "scores_csv",
+]
 
 # What only a pair with a known result has: the same metrics of the fused image against it.
 TRUTH = ("PSNR of truth", "SSIM of truth")
@@ -99,6 +110,18 @@ def best_methods(scores: Sequence[Score]) -> dict[str, str]:
     """
     means = mean_scores(scores)
     return {name: max(means, key=lambda method: means[method][name][0]) for name in metric_names(scores)}
+
+
+def mean_ranks(scores: Sequence[Score]) -> dict[str, float]:
+    """By method its place among the methods, 1 the best, averaged over the metrics of `COMPARED`; ties share theirs.
+
+    Args:
+        scores: of one task.
+    """
+    means = mean_scores(scores)
+    names = [name for name in metric_names(scores) if name in COMPARED]
+    ranks = [rankdata([-means[method][name][0] for method in means]) for name in names]
+    return dict(zip(means, np.mean(ranks, axis=0).tolist(), strict=True))
 
 
 def scores_csv(scores: Sequence[Score]) -> str:

@@ -22,7 +22,7 @@ from ssmvision.recipes.fusion.demo_data import TaskData, load_task, simulated_fo
 from ssmvision.recipes.fusion.demo_report import OURS
 from ssmvision.recipes.fusion.pairs import ImagePair
 from ssmvision.recipes.fusion.pictures import comparison_png, detail_box
-from ssmvision.recipes.fusion.scores import TRUTH, Score, best_methods, mean_scores, measure
+from ssmvision.recipes.fusion.scores import TRUTH, Score, best_methods, mean_ranks, mean_scores, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,6 +110,7 @@ def test_scores_are_averaged_over_pairs_within_each_seed() -> None:
     scores += [Score("t", "p", "max", None, {"SSIM": 2.5}, 0.0), Score("t", "q", "max", None, {"SSIM": 2.5}, 0.0)]
     assert mean_scores(scores) == {"net": {"SSIM": (2.25, 1.5, 3.0)}, "max": {"SSIM": (2.5, 2.5, 2.5)}}
     assert best_methods(scores) == {"SSIM": "max"}
+    assert mean_ranks(scores) == {"net": 2.0, "max": 1.0}
 
 
 def test_a_perfect_fusion_is_told_from_the_truth() -> None:
