@@ -74,8 +74,8 @@ def backward_config(grid: tuple[int, int]) -> PlaneConfig:
     if tiles > 2:
         return PlaneConfig(images=1, warps=2, teams=1, blocks=6)
     if tiles > 1:
-        return PlaneConfig(images=1, warps=2, teams=1, blocks=12)
-    return PlaneConfig(images=4, warps=2, teams=1, blocks=8)
+        return PlaneConfig(images=2, warps=2, teams=1, blocks=10)
+    return PlaneConfig(images=4, warps=2, teams=1, blocks=12)
 
 
 def _plane_bytes(rows: int, columns: int) -> int:
