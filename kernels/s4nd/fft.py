@@ -77,7 +77,10 @@ def backward(args: ConvArgs, dout: Tensor, need_u: bool, need_kernels: bool) -> 
         du = _restore(torch.einsum(f"{out},ch{axes}->bh{axes}", d_spectrum, total.conj()), sizes, args.grid)
     if need_kernels:
         image = _transform(args.u, sizes, dtype)
-        correlation = torch.einsum(f"{out},bh{axes}->ch{axes}", d_spectrum, image.conj())
+        if args.dense:
+            correlation = torch.einsum(f"{out},bh{axes}->ch{axes}", d_spectrum, image.conj())
+        else:  # einsum would make a matrix product of single numbers of every frequency
+            correlation = (d_spectrum * image.conj().unsqueeze(1)).sum(0)
         d_kernels = tuple(_kernel_gradient(args, correlation, spectra, a, sizes) for a in range(len(sizes)))
     if args.D is not None:
         weight = args.D.to(dtype)

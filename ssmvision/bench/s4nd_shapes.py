@@ -113,10 +113,14 @@ def global_conv(name: str, inputs: Inputs, backend: str, precision: str = "auto"
 
 
 def _depthwise(inputs: Inputs) -> Contestant:
-    leaves = {key: inputs[key].detach().requires_grad_() for key in ("u", "depthwise")}
-    u, weight = leaves.values()
+    """Maps and their gradient lie as the library likes them best: of pictures on a GPU, the channels last."""
+    maps = inputs["u"]
+    last = maps.is_cuda and maps.dim() == 4
+    layout = torch.channels_last if last else torch.contiguous_format
+    u, weight, dout = (inputs[key].detach().contiguous(memory_format=layout) for key in ("u", "depthwise", "dout"))
+    leaves = {"u": u.requires_grad_(), "depthwise": weight.requires_grad_()}
     convolve = partial(CONVS[u.dim() - 2], u, weight, padding=EDGE // 2, groups=u.shape[1])
-    return Contestant(DEPTHWISE, convolve, leaves, inputs["dout"])
+    return Contestant(DEPTHWISE, convolve, leaves, dout)
 
 
 def contestants(
