@@ -11,7 +11,8 @@ __all__ = ["shown"]
 
 
 def shown(steps: range, what: str) -> Iterable[int]:
-    """The steps, with a bar on standard error that goes away again where there is more than one."""
-    if len(steps) <= 1:
+    """The steps; several of them with a bar on standard error that goes away again, if that is a terminal."""
+    console = Console(stderr=True)
+    if len(steps) <= 1 or not console.is_terminal:
         return steps
-    return track(steps, what, console=Console(stderr=True), transient=True)
+    return track(steps, what, console=console, transient=True)

@@ -193,10 +193,12 @@ class TestNetwork:
         words = ("--weights", weights, "--device", "cpu", "--tile", 64, "--overwrite")
         assert fuse("a.png", "b.png", "out.png", *words)[0] == 0
 
-    def test_volume_is_fused_slice_by_slice_within_one_window(self, fuse, weights):
+    def test_volume_is_fused_slice_by_slice_within_one_window(self, fuse, weights, monkeypatch):
+        monkeypatch.setattr("ssmvision.recipes.fusion.fuse_network._PIXELS_AT_ONCE", 800)
         save_volume(Path("a.nii.gz"), head())
         save_volume(Path("b.nii.gz"), head(seed=1, low=0, high=5))
-        assert fuse("a.nii.gz", "b.nii.gz", "out.nii.gz", "--weights", weights, "--device", "cpu")[0] == 0
+        words = ("--weights", weights, "--device", "cpu")
+        assert fuse("a.nii.gz", "b.nii.gz", "out.nii.gz", *words) == (0, "[1/1] out.nii.gz\n")
         out = nibabel.load("out.nii.gz")
         assert out.shape == (18, 20, 9)
         assert out.get_data_dtype() == np.int16
