@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ssmvision.kernels.branch import add_branch, norm_map
 from ssmvision.kernels.s4nd.dplr_op import dplr_taps, s4_taps
+from ssmvision.kernels.s4nd.modes_op import modes_taps
+from ssmvision.kernels.s4nd.pairs import Pair
 from ssmvision.layers.s4nd_blocks import S4NDBlock
 
 pytestmark = pytest.mark.gpu
@@ -35,7 +37,7 @@ def rand(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
 
 
-SHAPES = [(2, 96, 56, 56), (3, 384, 14, 14), (5, 768, 7, 7), (2, 33, 1, 1), (1, 2048, 3, 5), (2, 7, 100)]
+SHAPES = [(2, 96, 56, 56), (3, 384, 14, 14), (5, 768, 7, 7), (2, 33, 1, 1), (1, 2048, 3, 5)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -63,6 +65,17 @@ class TestBranch:
             return total + copy
 
         compare(call, lambda x, tokens, gamma: 2 * add_branch(x, tokens, gamma, keep)[0], leaves, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("modes", [32, 5])
+def test_modes(modes: int) -> None:
+    z_re, z_im = -rand(4, 6, modes).abs() / 4, rand(4, 6, modes, seed=1) / 4
+    leaves = [z_re, z_im, rand(4, 2, 6, modes), rand(4, 2, 6, modes, seed=1)]
+
+    def call(backend: str) -> Callable[..., Tensor]:
+        return lambda a, b, c, d: modes_taps(Pair(a, b), Pair(c, d), 100, backend)
+
+    compare(call("triton"), call("reference"), leaves, 1e-4)
 
 
 @pytest.mark.parametrize(("features", "systems", "nodes", "length"), [(96, 1, 56, 56), (6, 3, 7, 7), (4, 4, 200, 150)])
