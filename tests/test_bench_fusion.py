@@ -77,5 +77,6 @@ def test_refusals(words: str, message: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.gpu
 def test_rows_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fusion.NETWORKS, "tiny", small)
-    rows = fusion.run(BenchFusionConfig(device="cuda", model="tiny", sizes="64/2", train=True))
+    rows = fusion.run(BenchFusionConfig(device="cuda", model="tiny", sizes="64/2", train=True, tf32=True))
+    torch.set_float32_matmul_precision("highest")
     assert all(row.graph_ms and row.launches and row.peak_mib for row in rows)

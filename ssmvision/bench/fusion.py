@@ -86,6 +86,7 @@ def run(config: BenchFusionConfig) -> list[FusionRow]:
         raise UserError("--device cuda: PyTorch sees no CUDA device here; run `ssmvision doctor` or use --device cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     rows: list[FusionRow] = []
     for pixels, batch in sizes:
         for step in ("infer", "train") if config.train else ("infer",):

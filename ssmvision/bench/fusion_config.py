@@ -23,6 +23,7 @@ class BenchFusionConfig:
         model: the published default (225 million parameters as published) or its "tiny".
         sizes: image side in pixels and batch size, separated by commas.
         train: also time training steps.
+        tf32: on a GPU, let float32 matrix products use TF32, as PyTorch lets convolutions by default.
         repeats: runs on a CPU after one warm-up; the fastest counts.
         threads: CPU threads; 0 keeps PyTorch's choice.
         json: print JSON instead of a table.
@@ -33,6 +34,7 @@ class BenchFusionConfig:
     model: Literal["default", "tiny"] = "default"
     sizes: str = "256/1"
     train: bool = False
+    tf32: bool = False
     repeats: int = 3
     threads: int = 0
     json: bool = False

@@ -62,9 +62,23 @@ class BiAttention(nn.Module):
         self.global_reduce = nn.Linear(dim, hidden)
         self.channel_select = nn.Linear(hidden, dim)
 
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """Multiply the norm's weights into the first layer, for good: afterwards this cannot train."""
+        if not self.norm.elementwise_affine:
+            return
+        first = self.global_reduce
+        bias = first.bias + first.weight @ self.norm.bias
+        self.global_reduce = nn.Linear(first.in_features, first.out_features, device="meta")
+        self.global_reduce.weight = nn.Parameter(first.weight * self.norm.weight, requires_grad=False)
+        self.global_reduce.bias = nn.Parameter(bias, requires_grad=False)
+        self.norm = nn.LayerNorm(first.in_features, self.norm.eps, elementwise_affine=False)
+
     def weights(self, *means: Tensor) -> Tensor:
         """Of the channels of several maps, (B, maps, C), from each one's means (B, C) normed without weights."""
-        pooled = torch.addcmul(self.norm.bias, torch.stack(means, 1), self.norm.weight)
+        pooled = torch.stack(means, 1)
+        if self.norm.elementwise_affine:
+            pooled = torch.addcmul(self.norm.bias, pooled, self.norm.weight)
         hidden = F.gelu(self.global_reduce(pooled.to(self.global_reduce.weight.dtype)))
         return torch.sigmoid(self.channel_select(hidden))
 

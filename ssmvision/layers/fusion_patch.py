@@ -53,7 +53,7 @@ class PatchExpanding(nn.Module):
             raise ValueError(f"dim={dim} must be divisible by scale={scale}")
         self.scale = scale
         self.expand = nn.Linear(dim, scale * dim, bias=False)
-        self.norm = nn.LayerNorm(dim // scale)
+        self.norm = LayerNorm(dim // scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge the map."""

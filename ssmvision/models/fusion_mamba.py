@@ -19,6 +19,7 @@ from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssmvision.layers.fusion_attention import BiAttention
 from ssmvision.layers.fusion_blocks import DFFM, DVSSBlock
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
 from ssmvision.layers.fusion_patch import PatchExpanding, PatchMerging
@@ -208,9 +209,10 @@ class FusionMamba(nn.Module):
     def for_inference(self, dtype: torch.dtype = torch.float32) -> Self:
         """A copy in evaluation mode that only infers, with everything computed that depends on weights alone.
 
-        LDC kernels are multiplied out, decay rates exponentiated, and blocks compute in `dtype`; the stream of
-        residuals between them, the embeddings, the head and the scans' states stay as wide as they are, so that the
-        fused image is not rounded to `dtype`. The copy has other parameters: it can neither be trained nor saved.
+        LDC kernels are multiplied out, decay rates exponentiated, attentions' norms folded into the layers behind them,
+        and blocks compute in `dtype`; the stream of residuals between them, the embeddings, the head and the scans'
+        states stay as wide as they are, so that the fused image is not rounded to `dtype`. The copy has other
+        parameters: it can neither be trained nor saved.
 
         Args:
             dtype: of the blocks' weights and activations: float32 (or float64, for a network of that dtype), bfloat16
@@ -218,7 +220,7 @@ class FusionMamba(nn.Module):
         """
         fast = copy.deepcopy(self).eval().requires_grad_(False)
         for module in fast.modules():
-            if isinstance(module, SubgridScan | LearnableDescriptiveConv):
+            if isinstance(module, BiAttention | LearnableDescriptiveConv | SubgridScan):
                 module.fold_()
         for name, parameter in fast.named_parameters():
             if name.startswith(BLOCKS) and not name.endswith(WIDE):

@@ -33,7 +33,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-12))
+    return float((found.detach().double() - exact.detach()).norm() / exact.detach().norm().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -40,27 +40,36 @@ extern "C" __global__ void __launch_bounds__(128) subgrid_conv(const Conv p) {
     }
   }
   Pack<weight_t, V>::load(p.bias + c).unpack(bias);
-  const io_t *map = p.x + b * p.image + c;
+  const io_t *map = p.x + b * p.image + (long long)(y - 1) * p.line + c;
+  const bool lines[3] = {y > 0 && y - 1 < p.H, y < p.H, y + 1 < p.H};
+  pack_t ahead[3];  // the column that is computed with next
+#pragma unroll
+  for (int j = 0; j < 3; j++) {
+    const bool there = lines[j] && first > 0 && first <= p.W;
+    ahead[j] = there ? pack_t::load(map + j * p.line + (long long)(first - 1) * p.pixel) : pack_t::zero();
+  }
   float sum[3][V];  // of the columns before, at and behind the one that is read
 #pragma unroll
   for (int v = 0; v < V; v++) sum[1][v] = sum[2][v] = bias[v];
 #pragma unroll
   for (int i = -1; i <= COLUMNS; i++) {
     const int x = first + i;
+    float in[3][V];
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias[v];
-    if (x >= 0 && x < p.W) {
+    for (int j = 0; j < 3; j++) {
+      ahead[j].unpack(in[j]);
+      if (i < COLUMNS) {
+        const bool there = lines[j] && x + 1 < p.W;
+        ahead[j] = there ? pack_t::load(map + j * p.line + (long long)(x + 1) * p.pixel) : pack_t::zero();
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias[v];
 #pragma unroll
       for (int j = 0; j < 3; j++) {
-        const int line = y + j - 1;
-        if (line < 0 || line >= p.H) continue;
-        float in[V];
-        pack_t::load(map + line * p.line + (long long)x * p.pixel).unpack(in);
 #pragma unroll
-        for (int v = 0; v < V; v++) {
-#pragma unroll
-          for (int k = 0; k < 3; k++) sum[k][v] = fmaf(taps[j][2 - k][v], in[v], sum[k][v]);
-        }
+        for (int k = 0; k < 3; k++) sum[k][v] = fmaf(taps[j][2 - k][v], in[j][v], sum[k][v]);
       }
     }
     const int column = x - 1;
