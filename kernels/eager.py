@@ -23,7 +23,7 @@ def _listened_to() -> bool:
     """Whether something works on operators rather than on results."""
     return bool(
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
@@ -55,12 +55,13 @@ class EagerOperator:
                 trained = trained or t.requires_grad
         if not (trained and torch.is_grad_enabled()):
             return self.implementation(*args)
-        return self.operator(*args) if self.rule is None else self.rule.apply(sizes, *flat)  # type: ignore[no-untyped-call]
+        return self.operator(*args) if self.rule is None else self.rule.apply(sizes, *flat)
 
 
 def _flat(args: Sequence[Any]) -> tuple[tuple[int, ...], list[Any]]:
     """Arguments with lists of tensors opened, since autograd does not look into them; -1 for what was no list."""
-    sizes, flat = [], []
+    sizes: list[int] = []
+    flat: list[Any] = []
     for arg in args:
         if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor):
             sizes.append(len(arg))

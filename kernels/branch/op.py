@@ -156,8 +156,8 @@ def _sum_autograd(ctx: Any, d_total: Tensor | None, d_copy: Tensor | None) -> tu
     return d_x.to(ctx.x_dtype), d_branch, None if gamma is None else d_gamma, *(None,) * 4
 
 
-_norm_rule = {"backward": _norm_autograd, "setup_context": _norm_context}
-_sum_rule = {"backward": _sum_autograd, "setup_context": _sum_context}
+_norm_rule: dict[str, Any] = {"backward": _norm_autograd, "setup_context": _norm_context}
+_sum_rule: dict[str, Any] = {"backward": _sum_autograd, "setup_context": _sum_context}
 branch_norm, branch_norm_backward = eager(
     define_operator(NORM, _norm, _norm_fake, _norm_gradients, _norm_gradients_fake, **_norm_rule),
     _norm,

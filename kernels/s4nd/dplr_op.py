@@ -115,7 +115,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     return *s4_taps_backward(*ctx.saved_tensors, ctx.nodes, ctx.length, dout), None, None
 
 
-_rule = {"backward": _backward, "setup_context": _setup_context}
+_rule: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
 s4_taps, s4_taps_backward = eager(
     define_operator(OP, _forward, _forward_fake, _gradients, _gradients_fake, **_rule), _forward, _gradients, **_rule
 )

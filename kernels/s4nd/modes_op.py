@@ -94,7 +94,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     return *mode_taps_backward(*ctx.saved_tensors, ctx.length, dout), None
 
 
-_rule = {"backward": _backward, "setup_context": _setup_context}
+_rule: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
 mode_taps, mode_taps_backward = eager(
     define_operator(OP, _forward, _forward_fake, _gradients, _gradients_fake, **_rule), _forward, _gradients, **_rule
 )

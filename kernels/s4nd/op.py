@@ -152,7 +152,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
     )
 
 
-_rule = {"backward": _backward, "setup_context": _setup_context}
+_rule: dict[str, Any] = {"backward": _backward, "setup_context": _setup_context}
 long_conv, long_conv_backward = eager(
     define_operator("long_conv_nd", _forward, _forward_fake, _gradients, _gradients_fake, **_rule),
     _forward,
