@@ -16,6 +16,7 @@ from ssmvision.kernels.s4nd import volume
 from ssmvision.kernels.s4nd.args import ConvRequest
 from ssmvision.kernels.s4nd.op import OP
 from ssmvision.kernels.s4nd.volume_config import padded, parts_of
+from ssmvision.kernels.selective_scan import triton as scan_triton
 from tests.kernels.s4nd_volume_interpreter import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_interpreted_kernels_match_float64(case: str, interpreted: dict[str, dic
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume.triton, "can_run", lambda request: None)
+    monkeypatch.setattr(scan_triton, "can_run", lambda request: None)
     monkeypatch.setattr(volume, "_shared_bytes", lambda device: 227 << 10)
 
 
@@ -85,7 +86,7 @@ def test_little_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_triton_lacks_is_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume.triton, "can_run", lambda request: f"no {request.device}")
+    monkeypatch.setattr(scan_triton, "can_run", lambda request: f"no {request.device}")
     assert volume.can_run(ConvRequest("cuda:0", torch.bfloat16, (4, 4, 4))) == "no cuda:0"
     assert volume.can_run(Request("cuda:1")) == "no cuda:1"
 
