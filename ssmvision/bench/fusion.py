@@ -113,7 +113,8 @@ def _machine(device: str) -> str:
 def measure(config: BenchFusionConfig, pixels: int, batch: int, step: str, form: str) -> FusionRow:
     """One row, on a network of its own."""
     torch.manual_seed(0)
-    net = NETWORKS[config.model]().to(config.device)
+    with torch.device(config.device):
+        net = NETWORKS[config.model]()
     x1, x2 = torch.rand(2, batch, 1, pixels, pixels, device=config.device).unbind(0)
     row = FusionRow(config.model, pixels, batch, step, form, 0.0)
     if step == "train":
