@@ -15,16 +15,16 @@ Task = Literal["t1-t2", "visible-nir", "multi-focus"]
 
 
 def _loss() -> LossConfig:
-    return LossConfig(structure=1.0, intensity=10.0, gradient=1.0, intensity_target="max")
+    return LossConfig(structure=1.0, intensity=2.0, gradient=3.0, intensity_target="max")
 
 
 def _trainer() -> TrainerConfig:
     return TrainerConfig(
-        max_epochs=10,
+        max_epochs=20,
         steps_per_epoch=40,
         max_minutes=4.0,
         batch_size=4,
-        lr=2e-3,
+        lr=3e-3,
         warmup_steps=20,
         validate_every=5,
         accelerator="cpu",

@@ -113,7 +113,7 @@ def _t1_t2() -> TaskData:
         return tuple(ImagePair(hemisphere, n, np.ascontiguousarray(a), np.ascontiguousarray(b)) for n, a, b in found)
 
     return TaskData(
-        "T1-weighted and T2-weighted MRI",
+        "T1-T2 MRI",
         ("T1w", "T2w"),
         "CITI168 template (Tyszka & Pauli 2016): temporal-lobe blocks of 0.3 mm, the average of 168 healthy adults, "
         "read from hippunfold 0.5.11. Its licence is not stated there: pictures are shown, none is passed on with the "
@@ -135,7 +135,7 @@ def _visible_nir() -> TaskData:
         return ImagePair(name, name, a, b)
 
     return TaskData(
-        "Visible and near-infrared satellite image",
+        "Visible-NIR satellite",
         ("visible", "near infrared"),
         "Sentinel-2, bands 4, 3, 2 (luminance) and 8, 10 m pixels, one crop of 300 x 300 in spyndex 0.12.0. Contains "
         "Copernicus Sentinel data. Near infrared from orbit, not the thermal street scenes of TNO or MSRS.",
@@ -176,7 +176,7 @@ def _multi_focus() -> TaskData:
         return tuple(ImagePair(photograph, name, *simulated_focus(sharp, s), sharp) for s, name in names.items())
 
     return TaskData(
-        "Multi-focus, SIMULATED",
+        "Multi-focus (simulated)",
         ("near", "far"),
         "Photographs in scikit-learn, CC BY 2.0: china.jpg by danielbuechele, flower.jpg by vultilion (Flickr).",
         f"Each photograph is blurred in complementary regions: a simulation, of which the sharp photograph is the true "

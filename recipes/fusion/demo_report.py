@@ -31,15 +31,16 @@ OURS, SHIPPED = "FusionMamba", "FusionMamba, shipped"
 FIGURES = ("t1-t2", "visible-nir", "multi-focus", "curves")
 LIMITS = (
     "None of this says which fused image is the better one to look at or to diagnose from: without a true result, "
-    "every metric prefers some property of the sources, and methods that copy one source score high in some of them. "
-    "Not a medical device."
+    "every metric prefers some property of the sources; methods that copy one source score high in some of them, "
+    "and the plain mean in others. The weights have not seen the test pairs, but the recipe was made by people who "
+    "had. Not a medical device."
 )
 SHIPPED_NOTE = (
     "FusionMamba, shipped: the weights that come with the package. They were trained on the training parts of the "
     "satellite image and of the photographs alone; they have never seen MRI."
 )
 _COLUMNS = 4
-_BOX = 64
+_BOX = 48
 BEST = " *"
 
 
@@ -114,7 +115,7 @@ def _summary(outcome: FusionOutcome) -> str:
     for task, data in outcome.tasks.items():
         ours, theirs = _wins(outcome, task)
         total = len(ours) + sum(map(len, theirs.values()))
-        counts.append(f"in {len(ours)} of {total} metrics on {data.title.lower().replace('mri', 'MRI')}")
+        counts.append(f"in {len(ours)} of {total} metrics on {data.title}")
     first = outcome.cards[outcome.config.seeds[0]]
     classical = len({score.method for score in outcome.scores} - {OURS, SHIPPED})
     return (
