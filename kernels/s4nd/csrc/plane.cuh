@@ -316,11 +316,36 @@ __device__ __forceinline__ void multiply(float (&c)[N][4], Left left, Right righ
   }
 }
 
-// Tiles (K of them) times tiles, added to one 16 x 8 result.
-template <int K, typename Left> __device__ __forceinline__ void accumulate(float (&c)[4], Left left, const u32 (&r)[K]) {
+// c += left (16 x 2 tiles, from tile k of K on) times two tiles; where one is left, times one.
+template <int K, typename Left>
+__device__ __forceinline__ void multiply_pair(float (&c)[4], Left left, int k, u32 b0, u32 b1) {
+  if (k + 1 < K) mma16(c, left(0, k), left(1, k), left(0, k + 1), left(1, k + 1), b0, b1);
+  else mma8(c, left(0, k), left(1, k), b0);
+}
+
+// Runs through a plane's N lines of K tiles, its rows or (transposed) columns, two tiles of every line at a time, so that
+// products that wait for each other have others between them: step(line, tile, register, register of the next tile).
+template <bool COLUMNS, int K, int N, typename Step> __device__ __forceinline__ void walk_lines(u32 plane, Step step) {
+  constexpr int ACROSS = COLUMNS ? 16 : 8 * PITCH, ALONG = COLUMNS ? 8 * PITCH : 16;
+  const int lane = threadIdx.x & 31;
+  plane += (lane & 7) * PITCH;
+  const u32 two = plane + (lane >> 3 & 1) * ALONG + (lane >> 4) * ACROSS, one = plane + (lane >> 3) * ACROSS;
 #pragma unroll
-  for (int k = 0; k + 2 <= K; k += 2) mma16(c, left(0, k), left(1, k), left(0, k + 1), left(1, k + 1), r[k], r[k + 1]);
-  if constexpr (K % 2) mma8(c, left(0, K - 1), left(1, K - 1), r[K - 1]);
+  for (int k = 0; k < K; k += 2) {
+    if (k + 1 < K) {
+      u32 r[N][2];
+#pragma unroll
+      for (int j = 0; j + 1 < N; j += 2) load_tiles<COLUMNS, 4>(r[j], two + j * ACROSS + k * ALONG);
+      if constexpr (N % 2) load_tiles<COLUMNS, 2>(r[N - 1], two + (N - 1) * ACROSS + k * ALONG);
+#pragma unroll
+      for (int j = 0; j < N; j++) step(j, k, r[j][0], r[j][1]);
+    } else {
+      u32 r[N];
+      load_line<COLUMNS, N, ACROSS>(r, one + k * ALONG);
+#pragma unroll
+      for (int j = 0; j < N; j++) step(j, k, r[j], 0u);
+    }
+  }
 }
 
 // A strip of a product, as the left operand of the next.

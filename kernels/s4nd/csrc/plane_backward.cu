@@ -43,14 +43,12 @@ __device__ __forceinline__ void add_rows(float (&sum)[QY][4], float (&sum_d)[4],
     float w[NX][4] = {};
     multiply<NX>(w, [&](int half, int k) { return rows[k / 2][half + 2 * (k % 2)]; }, tx);
     round_strip(v, w);
-#pragma unroll
-    for (int j = 0; j < NY; j++) {
-      u32 r[NX];
-      load_row(r, u, j);
-      accumulate(sum[2 * i - j + NY - 1], [&](int half, int k) { return v[half][k]; }, r);
+    walk_lines<false, NX, NY>(u, [&](int j, int k, u32 b0, u32 b1) {
+      multiply_pair<NX>(sum[2 * i - j + NY - 1], [&](int half, int k) { return v[half][k]; }, k, b0, b1);
       // Both rows of tiles count as one: the lower half of the left operand stays empty.
-      if (SKIP && j / 2 == i) accumulate(sum_d, [&](int half, int k) { return half ? 0u : rows[k / 2][j % 2 + 2 * (k % 2)]; }, r);
-    }
+      if (SKIP && j / 2 == i)
+        multiply_pair<NX>(sum_d, [&](int half, int k) { return half ? 0u : rows[k / 2][j % 2 + 2 * (k % 2)]; }, k, b0, b1);
+    });
   }
 }
 
@@ -73,12 +71,9 @@ __device__ __forceinline__ void add_columns(float (&sum)[QX][4], u32 u, u32 dy, 
         if (2 * i + 1 < NX) *(u32 *)(to + 8 * PITCH_Z + n * 16) = v[1][n];
       }
     }
-#pragma unroll
-    for (int j = 0; j < NX; j++) {
-      u32 r[NY];
-      load_column<NY, PITCH>(r, u, j);
-      accumulate(sum[2 * i - j + NX - 1], [&](int half, int k) { return v[half][k]; }, r);
-    }
+    walk_lines<true, NY, NX>(u, [&](int j, int k, u32 b0, u32 b1) {
+      multiply_pair<NY>(sum[2 * i - j + NX - 1], [&](int half, int k) { return v[half][k]; }, k, b0, b1);
+    });
   }
 }
 

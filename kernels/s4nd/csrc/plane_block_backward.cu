@@ -35,12 +35,9 @@ __device__ __forceinline__ void add_rows(float (&sum)[NY][4], float (&sum_d)[4],
   float w[NX][4] = {};
   multiply_toeplitz<NX, true>(w, [&](int half, int k) { return rows[k / 2][half + 2 * (k % 2)]; }, table);
   round_strip(v, w);
-#pragma unroll
-  for (int j = 0; j < NY; j++) {
-    u32 r[NX];
-    load_row(r, u, j);
-    accumulate(sum[j], [&](int half, int k) { return v[half][k]; }, r);
-  }
+  walk_lines<false, NX, NY>(u, [&](int j, int k, u32 b0, u32 b1) {
+    multiply_pair<NX>(sum[j], [&](int half, int k) { return v[half][k]; }, k, b0, b1);
+  });
   if constexpr (SKIP) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -48,7 +45,9 @@ __device__ __forceinline__ void add_rows(float (&sum)[NY][4], float (&sum_d)[4],
       u32 left[NX], right[NX];
       load_row(left, dy, 2 * i + half);
       load_row(right, u, 2 * i + half);
-      accumulate(sum_d, [&](int lower, int k) { return lower ? 0u : left[k]; }, right);
+#pragma unroll
+      for (int k = 0; k < NX; k += 2)
+        multiply_pair<NX>(sum_d, [&](int lower, int k) { return lower ? 0u : left[k]; }, k, right[k], right[k + 1 < NX ? k + 1 : k]);
     }
   }
 }
@@ -68,12 +67,9 @@ __device__ __forceinline__ void add_columns(float (&sum)[NX][4], u32 u, u32 dy, 
       if (2 * i + 1 < NX) *(u32 *)(to + 8 * PITCH_Z + n * 16) = v[1][n];
     }
   }
-#pragma unroll
-  for (int j = 0; j < NX; j++) {
-    u32 r[NY];
-    load_column<NY, PITCH>(r, u, j);
-    accumulate(sum[j], [&](int half, int k) { return v[half][k]; }, r);
-  }
+  walk_lines<true, NY, NX>(u, [&](int j, int k, u32 b0, u32 b1) {
+    multiply_pair<NY>(sum[j], [&](int half, int k) { return v[half][k]; }, k, b0, b1);
+  });
 }
 
 __device__ __forceinline__ void write_strip(char *plane, u32 z, int i, const uint2 *table, float d) {

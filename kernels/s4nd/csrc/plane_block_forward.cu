@@ -36,12 +36,9 @@ extern "C" __global__ void __launch_bounds__(32 * STRIPS, BLOCKS) plane_block_fo
     u32 v[2][NX];
     if (i < MY) {
       float w[NX][4] = {};
-#pragma unroll
-      for (int n = 0; n < NX; n++) {
-        u32 r[NY];
-        load_column<NY, PITCH>(r, u, n);
-        accumulate(w[n], [&](int half, int k) { return ty[k / 2][half + 2 * (k % 2)]; }, r);
-      }
+      walk_lines<true, NY, NX>(u, [&](int n, int k, u32 b0, u32 b1) {
+        multiply_pair<NY>(w[n], [&](int half, int k) { return ty[k / 2][half + 2 * (k % 2)]; }, k, b0, b1);
+      });
       round_strip(v, w);
     }
     __syncthreads();  // the result takes the input's place
