@@ -189,8 +189,13 @@ class PredictConfig:
         output: file for one input file, else a folder; receives CASE.nii.gz on the input's exact grid.
         overwrite: replace existing outputs; the input itself is never written.
         overlap: of neighbouring windows, as a share of the patch, in [0, 1).
-        mirror_axes: axes whose mirrored predictions are averaged in; empty: none.
-        save_probabilities: also write CASE_probabilities.npz (float32, classes first).
+        tta: "mirror" averages the predictions of every window mirrored along all axes (4 or 8 times the work).
+        mirror_axes: the axes to mirror, where not all; for a network trained without mirroring some of them.
+        ensemble: further runs, such as the other folds, whose logits are averaged with those of `model`.
+        probabilities: also write CASE_probabilities.npz (float32, classes first).
+        uncertainty: also write CASE_uncertainty.nii.gz: entropy of the probabilities, 0 (certain) to 1 (no idea).
+        window_batch: windows per call of the network; halved where memory is short.
+        memory_gb: main memory (10^9 bytes) that a case may take by its plan; null: what is free.
         device: "auto" takes the first GPU if there is one.
         threads: CPU threads of torch; null: torch's own choice.
     """
@@ -200,8 +205,13 @@ class PredictConfig:
     output: Path
     overwrite: bool = False
     overlap: float = 0.5
+    tta: Literal["none", "mirror"] = "none"
     mirror_axes: tuple[int, ...] = ()
-    save_probabilities: bool = False
+    ensemble: tuple[Path, ...] = ()
+    probabilities: bool = False
+    uncertainty: bool = False
+    window_batch: int = 1
+    memory_gb: float | None = None
     device: str = "auto"
     threads: int | None = None
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from rich.console import Console
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import PredictConfig
 from ssmvision.recipes.segmentation.datalist import strip_ending
 from ssmvision.recipes.segmentation.infer import Predictor, load_model
-from ssmvision.recipes.segmentation.volumes import read_image
-from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map
+from ssmvision.recipes.segmentation.maps import Maps, allocate, is_mapped, label_dtype
+from ssmvision.recipes.segmentation.memory_plan import free_bytes
+from ssmvision.recipes.segmentation.volumes import Grid, read_grid, read_image
+from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map, write_map
 
 __all__ = ["predict_case", "run"]
 
@@ -31,6 +36,16 @@ class Job:
         """Where the class probabilities go, if asked for."""
         return self.output.with_name(f"{strip_ending(self.output)}_probabilities.npz")
 
+    @property
+    def uncertainty(self) -> Path:
+        """Where the entropy of the probabilities goes, if asked for."""
+        return self.output.with_name(f"{strip_ending(self.output)}_uncertainty.nii.gz")
+
+    def outputs(self, config: PredictConfig) -> list[Path]:
+        """All files that the settings ask for."""
+        paths = [(True, self.output), (config.probabilities, self.probabilities)]
+        return [path for wanted, path in (*paths, (config.uncertainty, self.uncertainty)) if wanted]
+
 
 def run(config: PredictConfig) -> list[Path]:
     """Writes one label map per case and returns their paths.
@@ -42,27 +57,28 @@ def run(config: PredictConfig) -> list[Path]:
     console = Console(stderr=True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    try:
-        predictor = load_model(config.model, config.device, config.overlap, config.mirror_axes)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"predict: {error}") from error
+    predictor = _open(config)
     jobs = plan_jobs(config.input, config.output, len(predictor.channels))
     for job in jobs:
-        for path in (job.output, *([job.probabilities] if config.save_probabilities else [])):
+        for path in job.outputs(config):
             check_free(path, config.overwrite, job.images)
+
+    def tell(i: int, text: str) -> None:
+        console.print(f"[{i}/{len(jobs)}] {text}", markup=False, highlight=False, soft_wrap=True)
+
     written, failed = [], []
     for i, job in enumerate(jobs, 1):
         try:
-            predict_case(predictor, job, config.overwrite, config.save_probabilities)
-        except (UserError, RuntimeError, MemoryError) as error:
+            predict_case(predictor, job, config, lambda text, i=i: tell(i, text))  # type: ignore[misc]
+        except (UserError, RuntimeError, ValueError, MemoryError, OSError) as error:
             told = str(error) if isinstance(error, UserError) else f"{job.images[0]}: {error}"
             if len(jobs) == 1:
                 raise UserError(told) from error
             failed.append(told)
-            console.print(f"[{i}/{len(jobs)}] failed: {told}", markup=False, highlight=False, soft_wrap=True)
+            tell(i, f"failed: {told}")
             continue
         written.append(job.output)
-        console.print(f"[{i}/{len(jobs)}] {job.output}", markup=False, highlight=False, soft_wrap=True)
+        tell(i, str(job.output))
     if failed:
         raise UserError(
             f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: " + "; ".join(failed)
@@ -70,15 +86,83 @@ def run(config: PredictConfig) -> list[Path]:
     return written
 
 
-def predict_case(predictor: Predictor, job: Job, overwrite: bool, save_probabilities: bool) -> None:
-    """Reads, predicts and writes one case on the input's exact grid."""
-    volume = read_image(job.images, predictor.channels)
-    logits = predictor.logits(volume.data, volume.grid.affine)
-    labels = logits.argmax(0).numpy()
-    if save_probabilities:
-        values = logits.softmax(0).numpy()
+def _open(config: PredictConfig) -> Predictor:
+    if config.memory_gb is not None and not config.memory_gb > 0:
+        raise UserError(f"predict: memory_gb is {config.memory_gb}; give a number above 0 or null")
+    if config.tta == "mirror" and config.mirror_axes:
+        raise UserError("predict: both tta=mirror (all axes) and mirror_axes are given; give one of them")
+    if config.tta not in ("none", "mirror"):
+        raise UserError(f"predict: tta is {config.tta!r}; give none or mirror")
+    axes = None if config.tta == "mirror" else config.mirror_axes
+    try:
+        return load_model(config.model, config.device, config.overlap, axes, config.ensemble, config.window_batch)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"predict: {error}") from error
+
+
+def predict_case(predictor: Predictor, job: Job, config: PredictConfig, tell: Callable[[str], None]) -> None:
+    """Reads, predicts and writes one case on the input's exact grid.
+
+    Args:
+        predictor: the model.
+        job: files.
+        config: what is wanted and how much memory may be used.
+        tell: takes the memory plan, line by line, before a voxel is read.
+
+    Raises:
+        UserError: a file is unusable, or the memory does not suffice.
+    """
+    grid = read_grid(job.images[0])
+    start = choose_placement(predictor, grid, config, tell)
+    wanted = wanted_maps(predictor, grid, config)
+    maps = Maps(**{name: allocate(shape, dtype, job.output.parent) for name, shape, dtype in wanted})
+    # Nobody here holds on to the voxels, so that `fill` can let go of them once they are prepared.
+    predictor.fill(maps, read_image(job.images, predictor.channels).data, grid.affine, start)
+    if maps.probabilities is not None:
+        values = maps.probabilities
         write_atomic(job.probabilities, lambda path: np.savez_compressed(path, probabilities=values), ".npz")
-    write_label_map(job.output, labels, volume.grid, overwrite)
+    if maps.uncertainty is not None:
+        write_map(job.uncertainty, maps.uncertainty, grid, config.overwrite)
+    assert maps.labels is not None  # they are always wanted
+    write_label_map(job.output, maps.labels, grid, config.overwrite)
+
+
+def choose_placement(predictor: Predictor, grid: Grid, config: PredictConfig, tell: Callable[[str], None]) -> int:
+    """Number of the first way to run that fits into the memory at hand; says what it needs.
+
+    Raises:
+        UserError: none does.
+    """
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in wanted_maps(predictor, grid, config)]
+    mapped = sum(size for size in sizes if is_mapped(size))
+    limit = free_bytes(torch.device("cpu")) if config.memory_gb is None else int(config.memory_gb * 1e9)
+    reason = ""
+    for i, plan in enumerate(predictor.memory_plans(grid.shape, grid.affine, sum(sizes) - mapped, mapped)):
+        device = plan.placement.device
+        lack = plan.lacks(limit, None if device.type == "cpu" else free_bytes(device))
+        if lack is None:
+            for line in plan.lines():
+                tell(line)
+            return i
+        reason = lack
+        tell(f"not {plan.placement}: {lack}")
+    raise UserError(
+        f"{grid.path}: shape {grid.shape} with {len(predictor.labels)} classes does not fit into memory: {reason}; "
+        "free memory, raise memory_gb, or cut the volume"
+    )
+
+
+def wanted_maps(
+    predictor: Predictor, grid: Grid, config: PredictConfig
+) -> list[tuple[str, tuple[int, ...], DTypeLike]]:
+    """Name in `Maps`, shape and type of the arrays to fill."""
+    classes = len(predictor.labels)
+    found: list[tuple[str, tuple[int, ...], DTypeLike]] = [("labels", grid.shape, label_dtype(classes))]
+    if config.uncertainty:
+        found.append(("uncertainty", grid.shape, np.float32))
+    if config.probabilities:
+        found.append(("probabilities", (classes, *grid.shape), np.float32))
+    return found
 
 
 def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:

@@ -71,7 +71,10 @@ class Preprocessing:
 
     def image(self, data: NDArray[np.float32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
         """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32."""
-        turned = self._regrid(data, affine, "bilinear")
+        return self.scale(self._regrid(data, affine, "bilinear"))
+
+    def scale(self, turned: MetaTensor) -> MetaTensor:
+        """Intensities of an image (C, X, Y, Z) that is on the model's grid already brought to the model's scale."""
         inside = object_mask(turned) if any(scale.kind == "zscore_nonzero" for scale in self.scales) else None
         parts: list[Tensor] = [
             scale_channel(part, scale, inside) for part, scale in zip(turned.split(1), self.scales, strict=True)

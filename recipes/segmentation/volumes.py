@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 
-__all__ = ["RGB24", "Grid", "Volume", "check_same_grid", "length_unit", "read_array", "read_image", "read_label_map"]
+__all__ = [
+    *("RGB24", "Grid", "Volume", "check_same_grid", "length_unit"),
+    *("read_array", "read_grid", "read_image", "read_label_map"),
+]
 
 # Affines may differ by rounding in other tools; further apart than this share of a voxel edge they describe different
 # places (a half-voxel shift, the commonest convention mistake, must be caught).
@@ -137,14 +140,26 @@ def read_array(path: Path, colour: bool = False) -> tuple[NDArray[Any], Grid]:
         raise UserError(
             f"{path}: truncated or corrupt voxel data ({_first_line(error)}); fetch or export it again"
         ) from None
-    stored_2d = data.ndim == 2
-    data = data[..., None] if stored_2d else data
+    data = data[..., None] if data.ndim == 2 else data
     if data.dtype.names is not None:
         data = np.stack([data[name] for name in "RGB"], -1)
+    return data, _grid(path, image)
+
+
+def read_grid(path: Path) -> Grid:
+    """Where a file's voxels lie, from its header alone.
+
+    Raises:
+        UserError: missing, not NIfTI, or without a usable geometry.
+    """
+    return _grid(path, _open(path, colour=False))
+
+
+def _grid(path: Path, image: Any) -> Grid:
     factor = MILLIMETRES[length_unit(image.header)]
     affine = np.diag([factor, factor, factor, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
-    x, y, z = data.shape[:3]
-    return data, Grid(path, (x, y, z), affine, image.header, stored_2d)
+    x, y, z = (*(int(n) for n in image.shape[:3]), 1)[:3]
+    return Grid(path, (x, y, z), affine, image.header, len(image.shape) == 2)
 
 
 def read_image(paths: Sequence[Path | str], channels: Sequence[str] | None = None) -> Volume:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.volumes import Grid
 
-__all__ = ["check_folder", "check_free", "write_atomic", "write_bytes", "write_label_map"]
+__all__ = ["check_folder", "check_free", "write_atomic", "write_bytes", "write_label_map", "write_map"]
 
 # Everything that places voxels in space; no other header field is carried over, since free text may name a patient.
 GEOMETRY = (
@@ -104,13 +105,25 @@ def write_label_map(path: Path, labels: NDArray[np.integer], grid: Grid, overwri
         UserError: `path` exists or is the image itself, or the disk refused the file.
         ValueError: shape or type of `labels` do not fit.
     """
-    if labels.shape != grid.shape or labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype}{labels.shape}, expected integers of shape {grid.shape}")
+    smallest = np.min_scalar_type(int(labels.max(initial=0)))
+    write_map(path, labels.astype(smallest, copy=False), grid, overwrite)
+
+
+def write_map(path: Path, values: NDArray[Any], grid: Grid, overwrite: bool = False) -> None:
+    """Writes one value per voxel as `write_label_map` does, in the type that `values` have.
+
+    Raises:
+        UserError: as `write_label_map`.
+        ValueError: the shape of `values` does not fit.
+    """
+    if values.shape != grid.shape:
+        raise ValueError(f"values are {values.dtype}{values.shape}, expected the shape {grid.shape}")
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise UserError(f"{path}: the ending {path.suffix!r} is not NIfTI; end the name in .nii.gz")
     check_free(path, overwrite, [grid.path])
-    stored = labels[..., 0] if grid.stored_2d else labels
-    stored = stored.astype(np.min_scalar_type(int(labels.max(initial=0))))
+    stored = values[..., 0] if grid.stored_2d else values
     header = type(grid.header)()
     header.set_data_shape(stored.shape)
     header.set_data_dtype(stored.dtype)
@@ -130,9 +143,9 @@ def type_of_image(grid: Grid) -> type[nibabel.Nifti1Image]:
     return nibabel.Nifti2Image if isinstance(grid.header, nibabel.Nifti2Header) else nibabel.Nifti1Image
 
 
-def _compare(temporary: Path, path: Path, labels: NDArray[np.integer], grid: Grid) -> None:
+def _compare(temporary: Path, path: Path, values: NDArray[Any], grid: Grid) -> None:
     image = nibabel.load(temporary)
-    if not np.array_equal(np.asanyarray(image.dataobj), labels):  # type: ignore[attr-defined]
+    if not np.array_equal(np.asanyarray(image.dataobj), values):  # type: ignore[attr-defined]
         raise UserError(f"{path}: the voxels read back differ from those written; check the disk and try again")
     for name in GEOMETRY:
         found, expected = image.header[name], grid.header[name]  # type: ignore[index]

@@ -24,6 +24,7 @@ from ssmvision.recipes.segmentation.config import (
     TrainerConfig,
 )
 from ssmvision.recipes.segmentation.infer import load_model
+from ssmvision.recipes.segmentation.memory_plan import Placement
 from ssmvision.recipes.segmentation.volumes import read_image
 from tests.recipes.synthetic import OBLIQUE, ball, nnunet_folder, save
 
@@ -78,7 +79,7 @@ def test_training_learns_and_reports(trained: train.RunResult) -> None:
 
 def test_predict_and_evaluate_on_the_exact_grid(root: Path, trained: train.RunResult, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in sorted((root / "imagesTr").iterdir())}
-    config = PredictConfig(trained.out, root / "imagesTr", tmp_path / "pred", save_probabilities=True, mirror_axes=(0,))
+    config = PredictConfig(trained.out, root / "imagesTr", tmp_path / "pred", probabilities=True, mirror_axes=(0,))
     written = predict.run(config)
     assert [p.name for p in written] == ["case_0.nii.gz", "case_1.nii.gz", "case_2.nii.gz"]
     assert before == {p: p.read_bytes() for p in sorted((root / "imagesTr").iterdir())}
@@ -120,8 +121,8 @@ def test_out_of_memory_steps_down_to_the_same_labels(trained: train.RunResult, m
 
     cpu = torch.device("cpu")
     monkeypatch.setattr(predictor.network, "forward", forward)
-    monkeypatch.setattr(predictor, "plans", lambda: [(cpu, cpu)] * 3)
-    with pytest.warns(UserWarning, match=r"cpu is out of memory for shape \(1, 1, .*using less"):
+    monkeypatch.setattr(predictor, "placements", lambda: [Placement(cpu, cpu)] * 3)
+    with pytest.warns(UserWarning, match=r"out of memory for shape \(1, .*on cpu.*using less"):
         np.testing.assert_array_equal(predictor(image, OBLIQUE), labels)
     left[0] = 3
     with pytest.warns(UserWarning, match="using less"), pytest.raises(torch.OutOfMemoryError):
