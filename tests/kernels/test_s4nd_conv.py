@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
-from ssmvision.kernels.s4nd import long_conv_nd
-from ssmvision.kernels.s4nd.args import ConvRequest
+from ssmvision.kernels.s4nd import feature_blocks, long_conv_nd
+from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest
+from ssmvision.kernels.s4nd.config import ToeplitzConfig
 from ssmvision.kernels.s4nd.toeplitz import diagonal_sums, toeplitz
 
 BACKENDS = ("toeplitz", "fft")
@@ -122,6 +123,38 @@ class TestInputs:
             y = long_conv_nd(leaves[0], leaves[1:], D, centers=centers, backend=backend)
             results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class TestFeatureBlocks:
+    """Maps large enough that a CPU takes them a few features at a time."""
+
+    @pytest.mark.parametrize("grid", [(16, 18), (20, 33), (4, 16, 5), (9, 8, 7)])
+    @pytest.mark.parametrize("fewest", [2, 100])
+    def test_against_the_fft(self, grid: tuple[int, ...], fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = ToeplitzConfig(1024, 128, 1 << 28, cached_elements=1, fewest_features=fewest)
+        monkeypatch.setattr(feature_blocks, "toeplitz_config", lambda device: small)
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(3, 5, *grid, generator=generator, dtype=torch.float64)
+        taps = [2 * grid[0], 3, 2 * grid[-1] - 1][: len(grid)]
+        centers = [grid[0], 1, grid[-1] - 1][: len(grid)]
+        kernels = [torch.randn(5, t, generator=generator, dtype=torch.float64) for t in taps]
+        D = torch.randn(5, generator=generator, dtype=torch.float64)
+        strided = u.transpose(1, 2).contiguous().transpose(1, 2)
+        args = ConvArgs(strided, tuple(k[None, None] for k in kernels), tuple(centers), D[None], False, "auto")
+        assert feature_blocks.applies(args)
+        for skip in (D, None):
+            leaves = [t.requires_grad_() for t in (strided, *kernels, *([] if skip is None else [skip]))]
+            results = []
+            for backend in ("toeplitz", "fft"):
+                y = long_conv_nd(strided, kernels, skip, centers=centers, backend=backend)
+                weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+                some = (
+                    torch.autograd.grad((y * weight).sum(), part, retain_graph=True)
+                    for part in (leaves[:1], leaves[1:])
+                )
+                results.append([y, *torch.autograd.grad((y * weight).sum(), leaves, retain_graph=True), *sum(some, ())])
+            for found, expected in zip(*results, strict=True):
+                torch.testing.assert_close(found, expected)
 
 
 class TestPrecision:
