@@ -9,7 +9,8 @@ __all__ = ["MAX_CHANNELS", "TileConfig", "norm_backward_tile", "norm_tile", "sum
 # A tile holds all channels of a few positions in registers.
 MAX_CHANNELS = 2048
 NORM_ELEMENTS, NORM_BACKWARD_ELEMENTS = 8192, 4096
-NARROW = 256
+# Between narrower and wider tiles, which are fastest with 8 warps; measured, not understood.
+SLOW_WITH_EIGHT_WARPS = 512
 SUM_PARTS = 528
 
 
@@ -43,7 +44,7 @@ def norm_backward_tile(channels: int) -> TileConfig:
     """Of the norm's backward."""
     wide = _power(channels)
     positions = max(NORM_BACKWARD_ELEMENTS // wide, 8)
-    return TileConfig(wide, positions, *((8, 528) if wide <= NARROW else (4, 1056)))
+    return TileConfig(wide, positions, *((4, 1056) if wide == SLOW_WITH_EIGHT_WARPS else (8, 264)))
 
 
 def sum_tile() -> TileConfig:
