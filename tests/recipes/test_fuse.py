@@ -193,6 +193,17 @@ class TestNetwork:
         words = ("--weights", weights, "--device", "cpu", "--tile", 64, "--overwrite")
         assert fuse("a.png", "b.png", "out.png", *words)[0] == 0
 
+    def test_the_weights_that_ship_need_no_option(self, fuse):
+        a, b = picture((40, 53)), picture((40, 53), seed=1)
+        save_picture(Path("a.png"), a)
+        save_picture(Path("b.png"), b)
+        assert fuse("a.png", "b.png", "out.png", "--device", "cpu", "--metrics", "m.json") == (0, "[1/1] out.png\n")
+        out = load_picture(Path("out.png"))
+        assert (np.minimum(a, b).astype(int) - 1 <= out).all()
+        assert (out <= np.maximum(a, b).astype(int) + 1).all()
+        assert np.std(out) > 0.5 * min(np.std(a), np.std(b))
+        assert json.loads(Path("m.json").read_text())["settings"]["weights"] == "shipped"
+
     def test_volume_is_fused_slice_by_slice_within_one_window(self, fuse, weights, monkeypatch):
         monkeypatch.setattr("ssmvision.recipes.fusion.fuse_network._PIXELS_AT_ONCE", 800)
         save_volume(Path("a.nii.gz"), head())
