@@ -44,7 +44,10 @@ def norm_backward_tile(channels: int) -> TileConfig:
     """Of the norm's backward."""
     wide = _power(channels)
     positions = max(NORM_BACKWARD_ELEMENTS // wide, 8)
-    return TileConfig(wide, positions, *((4, 1056) if wide == SLOW_WITH_EIGHT_WARPS else (8, 264)))
+    if wide == SLOW_WITH_EIGHT_WARPS:
+        return TileConfig(wide, positions, 4, 1056)
+    # A thread's part of the tile and of two sums must stay in its registers.
+    return TileConfig(wide, positions, 16 if wide > 1024 else 8, 264)
 
 
 def sum_tile() -> TileConfig:
