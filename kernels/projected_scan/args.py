@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 
-__all__ = ["Grads", "ProjectedArgs", "ProjectedRequest", "saved_steps", "unpack"]
+__all__ = ["Grads", "ProjectedArgs", "ProjectedRequest", "unpack"]
 
 
 class ProjectedArgs(NamedTuple):
@@ -52,13 +52,6 @@ class ProjectedRequest(registry.Request):
     states: int = 1
     shared: bool = True
     merge: str = "sum"
-
-
-def saved_steps(states: int) -> int:
-    """Steps between the states that a training forward saves: as many as the backward's registers hold at once."""
-    if states == 1:
-        return 7
-    return 3 if states == 2 else 2
 
 
 def unpack(projected: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor, Tensor]:

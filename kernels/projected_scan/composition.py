@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
-from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, saved_steps, unpack
+from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, unpack
+from ssmvision.kernels.projected_scan.lines import saved_states
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.op import OP as SCAN
 
@@ -36,15 +37,15 @@ def forward(args: ProjectedArgs, save_states: bool) -> tuple[Tensor, Tensor]:
     """Scan.
 
     Returns:
-        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; and the saved states (B, K, steps, N, E), left
+        out (B, L, E), or (B, K, L, E) for merge "none", in x's dtype; and the saved states (B, K, segments, N, E), left
         zero: the backward here scans again instead of keeping the step sizes.
     """
     scan = _scan_args(args)
     out = _scan_backend(scan).forward(scan, False)[0]
-    batch, routes, length = scan.delta.shape[:3]
+    batch, routes = scan.delta.shape[:2]
     states = args.A.shape[2]
-    steps = -(-length // saved_steps(states)) if save_states else 0
-    shape = (batch, routes, steps, states, args.A.shape[1])
+    saved = saved_states(args.routes, args.grid, states) if save_states else 0
+    shape = (batch, routes, saved, states, args.A.shape[1])
     return out, torch.zeros(shape, dtype=scan.delta.dtype, device=out.device)
 
 

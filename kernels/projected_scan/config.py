@@ -4,16 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from ssmvision.kernels.projected_scan.args import saved_steps
-
-__all__ = ["Pass", "backward_pass", "forward_pass", "shared_bytes"]
+__all__ = ["Pass", "Size", "backward_pass", "forward_pass", "images_per_block", "shared_bytes"]
 
 TILE = 16  # channels of a block
 SEGMENTS = 8  # of a warp
-RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, for each block
-# Largest blocks, such that the registers of a segment's steps fit: 168 and 255 a thread.
+ROOM = 160  # floats of a warp's exchange of carries, for each state twice
+# Largest blocks, such that the registers of a segment's steps fit: 168 and 255 a thread. The forward of a long rank
+# takes as many as the backward.
 FORWARD_THREADS, BACKWARD_THREADS = 384, 256
+# Warps of a block from so many segments of a route on, as measured on an H200 at VMamba's sizes: short chains of warps
+# and the first-level cache that small blocks leave are worth more than full occupancy.
+FORWARD_WARPS, BACKWARD_WARPS = ((224, 8), (56, 4), (14, 2), (1, 1)), ((224, 8), (14, 2), (1, 1))
+# A block of several images loads a route's parameters and adds up its sums once for all: a start and an end of a route
+# cost about as much as so many rounds.
+ROUTE_ROUNDS = 2.0
+MOST_IMAGES = 8
+RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, for each block
+
+
+class Size(NamedTuple):
+    """What a cut depends on.
+
+    Attributes:
+        slots: of an image's map in shared memory.
+        segments: of a route, and `steps` of each.
+        rank, states: R and N.
+        half: whether inputs have 16 bits.
+    """
+
+    slots: int
+    segments: int
+    steps: int
+    rank: int
+    states: int
+    half: bool
 
 
 @dataclass(frozen=True)
@@ -22,64 +48,71 @@ class Pass:
 
     Attributes:
         threads: largest block that the kernel is compiled for.
-        steps: of a segment, walked by one lane.
         warps: of a block.
         rounds: in which a route is walked.
-        resident: blocks that a multiprocessor holds at once.
     """
 
     threads: int
-    steps: int
     warps: int
     rounds: int
-    resident: int
 
 
-def _blocks_of_8(rank: int, states: int) -> int:
-    return -(-(rank + 2 * states) // 8)
+def _blocks_of_8(size: Size) -> int:
+    return -(-(size.rank + 2 * size.states) // 8)
 
 
-def shared_bytes(positions: int, rank: int, states: int, half: bool, backward: bool, warps: int) -> int:
+def shared_bytes(size: Size, backward: bool, warps: int, images: int = 1) -> int:
     """Dynamic shared memory of a block; csrc/ lays it out."""
-    blocks = _blocks_of_8(rank, states)
-    size = (positions + 1) // 2 * 2 * TILE * 4
-    if blocks > 2:
-        size += blocks * 64 * (8 if half else 16)
-        size += -(-rank // 8) * 64 * 8 if backward else 0
+    blocks = _blocks_of_8(size)
+    room = size.states * 2 * ROOM
     if backward:
-        size += warps * 4 * max(TILE * (states + 1), -(-rank // 16) * 256 if half else 0)
-    return size
+        room = max(room, TILE * (size.states + 1), -(-size.rank // 16) * 256 if size.half else 0)
+    total = images * size.slots * TILE * 4 + warps * (size.states * TILE + room) * 4
+    if blocks > 2:
+        total += blocks * 64 * (8 if size.half else 16)
+        total += -(-size.rank // 8) * 64 * 8 if backward else 0
+    return total
 
 
-def _fitting(
-    positions: int, threads: int, steps: tuple[int, ...], limit: int, size: tuple[int, int, bool, bool]
-) -> Pass | None:
-    """The cut that wastes the fewest lanes, among equals that of the fewest rounds, then of the smallest blocks."""
-    best: tuple[tuple[float, int, int], Pass] | None = None
-    for s in steps:
-        for warps in range(1, threads // 32 + 1):
-            shared = shared_bytes(positions, *size, warps) + threads // 32 * 64 * size[1] + RESERVED_BYTES
-            resident = min(threads // 32 // warps, (limit + RESERVED_BYTES) // shared)
-            if resident == 0:
-                continue
-            rounds = -(-positions // (warps * SEGMENTS * s))
-            cut = Pass(threads, s, warps, rounds, resident)
-            # A round's carries cost about as much as three more steps.
-            used = positions / (rounds * warps * SEGMENTS * (s + 3)) * (resident * warps * 32 / threads)
-            score = (round(used, 3), -rounds, -warps)
-            if best is None or score > best[0]:
-                best = score, cut
-    return None if best is None else best[1]
+def _fitting(size: Size, threads: int, limit: int, backward: bool) -> Pass | None:
+    """As many warps as suit the route's length, or as fit."""
+    table = BACKWARD_WARPS if backward else FORWARD_WARPS
+    wanted = next(warps for segments, warps in table if size.segments >= segments)
+    for warps in range(wanted, 0, -1):
+        if shared_bytes(size, backward, warps) <= limit:
+            return Pass(threads, warps, -(-size.segments // (warps * SEGMENTS)))
+    return None
 
 
 @lru_cache(maxsize=256)
-def forward_pass(positions: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
+def forward_pass(size: Size, limit: int) -> Pass | None:
     """The forward's cut, or None where an image does not fit into a block's shared memory of `limit` bytes."""
-    steps = {1: (11, 9, 7, 5), 2: (5, 3), 4: (3,)}[states]
-    return _fitting(positions, FORWARD_THREADS, steps, limit, (rank, states, half, False))
+    return _fitting(size, FORWARD_THREADS if _blocks_of_8(size) <= 2 else BACKWARD_THREADS, limit, False)
 
 
 @lru_cache(maxsize=256)
-def backward_pass(positions: int, rank: int, states: int, half: bool, limit: int) -> Pass | None:
-    """The backward's cut: its segments begin at the saved states."""
-    return _fitting(positions, BACKWARD_THREADS, (saved_steps(states),), limit, (rank, states, half, True))
+def backward_pass(size: Size, limit: int) -> Pass | None:
+    """The backward's cut, or None as for the forward."""
+    return _fitting(size, BACKWARD_THREADS, limit, True)
+
+
+def images_per_block(
+    size: Size, cut: Pass, limit: int, *, backward: bool, batch: int, tiles: int, processors: int
+) -> int:
+    """Images that a block takes one after the other, so that the device is soonest done with all.
+
+    Args:
+        size, cut, backward: the pass.
+        limit: shared memory that a block may have, in bytes.
+        batch, tiles: images, and channel tiles of each.
+        processors: multiprocessors of the device.
+    """
+
+    def cost(images: int) -> float:
+        resident = (limit + RESERVED_BYTES) // (shared_bytes(size, backward, cut.warps, images) + RESERVED_BYTES)
+        together = processors * max(min(resident, cut.threads // 32 // cut.warps), 1)
+        waves = -(-(-(-batch // images) * tiles) // together)
+        return waves * (images * cut.rounds + ROUTE_ROUNDS)
+
+    fitting = (n for n in range(1, MOST_IMAGES + 1) if shared_bytes(size, backward, cut.warps, n) <= limit)
+    return min(fitting, key=cost)

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
 from ssmvision.kernels.projected_scan import composition
-from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, ProjectedRequest, saved_steps
+from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, ProjectedRequest
 from ssmvision.kernels.projected_scan.config import (
     TILE,
     Pass,
+    Size,
     backward_pass,
     forward_pass,
+    images_per_block,
     shared_bytes,
 )
 from ssmvision.kernels.projected_scan.cuda_programs import (
@@ -32,9 +34,11 @@ from ssmvision.kernels.projected_scan.cuda_programs import (
     ForwardOut,
     Route,
     Scan,
+    walk_defines,
 )
+from ssmvision.kernels.projected_scan.lines import lines_of, map_slots, saved_states, segment_steps
 from ssmvision.kernels.registry import Request
-from ssmvision.kernels.routes import Grid, route_index
+from ssmvision.kernels.routes import Grid
 
 __all__ = ["backward", "can_run", "forward"]
 
@@ -44,9 +48,15 @@ MERGE_BLOCK = 256
 
 
 @lru_cache(maxsize=1024)
-def _kernel(program: str, device: int, **defines: int) -> Kernel:
+def _kernel(program: str, device: int, **defines: int | str) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(program, program, defines, device)
+
+
+@lru_cache(maxsize=16)
+def _processors(device: int) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 @lru_cache(maxsize=16)
@@ -54,26 +64,6 @@ def _shared_limit(device: int) -> int:
     properties: Any = torch.cuda.get_device_properties(device)  # torch's types lack the field
     limit: int = properties.shared_memory_per_block_optin
     return limit
-
-
-@lru_cache(maxsize=512)
-def affine_route(name: str, grid: Grid) -> tuple[int, int, int, int] | None:
-    """(n0, s0, s1, base) such that step s is at base + (s % n0) s0 + (s // n0) s1; None where there are none such.
-
-    Also None where the route skips positions.
-    """
-    index = route_index(name, grid)
-    length = len(index)
-    if length == 0 or length != int(np.prod(grid)):
-        return None
-    gaps = np.diff(index)
-    s0 = int(gaps[0]) if length > 1 else 0
-    breaks = np.flatnonzero(gaps != s0)
-    n0 = int(breaks[0]) + 1 if len(breaks) else length
-    s1 = int(index[n0] - index[0]) if n0 < length else 0
-    step = np.arange(length)
-    same = np.array_equal(index, index[0] + step % n0 * s0 + step // n0 * s1)
-    return (n0, s0, s1, int(index[0])) if same else None
 
 
 def can_run(request: Request) -> str | None:
@@ -102,8 +92,8 @@ def _shape_reason(request: ProjectedRequest) -> str | None:
     if len(request.routes) > MAX_ROUTES:
         return f"takes at most {MAX_ROUTES} routes, not {len(request.routes)}"
     for name in request.routes:
-        if affine_route(name, request.grid) is None:
-            return f"cannot walk the route {name} of the grid {request.grid}, which is not two nested strides"
+        if lines_of(name, request.grid) is None:
+            return f"cannot walk the route {name} of the grid {request.grid}, which is not made of equal lines"
     return None
 
 
@@ -111,9 +101,11 @@ def _size_reason(request: ProjectedRequest) -> str | None:
     positions = int(np.prod(request.grid))
     device = torch.device(request.device)
     limit = _shared_limit(torch.cuda.current_device() if device.index is None else device.index)
+    slots, steps = map_slots(request.grid), segment_steps(request.routes, request.grid, request.states)
+    segments = saved_states(request.routes, request.grid, request.states)
     # Whether inputs are float32 or shorter is not known here, so both have to fit.
-    sizes = (positions, request.rank, request.states, False, limit)
-    if positions > MAX_POSITIONS or forward_pass(*sizes) is None or backward_pass(*sizes) is None:
+    size = Size(slots, segments, steps, request.rank, request.states, False)
+    if positions > MAX_POSITIONS or forward_pass(size, limit) is None or backward_pass(size, limit) is None:
         return f"holds an image in shared memory; {positions} positions do not fit into {limit} bytes"
     return None
 
@@ -136,24 +128,33 @@ class _Inputs:
         self.tiles = -(-self.channels // TILE)
         self.half = dtype != torch.float32
         self.device: int = self.x.device.index
-        walks = (affine_route(name, args.grid) for name in args.routes)
-        self.walks = [walk for walk in walks if walk is not None]
+        routes, grid = args.routes, args.grid
+        self.steps, self.segments = segment_steps(routes, grid, self.states), saved_states(routes, grid, self.states)
+        self.even = all(_route(name, grid, self.steps).total == self.segments for name in routes)
+        self.size = Size(map_slots(grid), self.segments, self.steps, self.rank, self.states, self.half)
 
-    def defines(self, **more: int) -> dict[str, int]:
+    def defines(self, **more: int) -> dict[str, int | str]:
         """The macros that every program takes."""
         return {"IO": IO[self.dtype], "R": self.rank, "NS": self.states, **more}
 
     def cut(self, backward: bool) -> Pass:
         """The pass's cut; `can_run` has made sure that there is one."""
         choose = backward_pass if backward else forward_pass
-        cut = choose(self.length, self.rank, self.states, self.half, _shared_limit(self.device))
+        cut = choose(self.size, _shared_limit(self.device))
         if cut is None:
             raise ValueError(f"{self.length} positions do not fit into this device's shared memory")
         return cut
 
-    def scan(self, rounds: int) -> Scan:
+    def images(self, cut: Pass, backward: bool) -> int:
+        """Images of a block."""
+        limit, processors = _shared_limit(self.device), _processors(self.device)
+        return images_per_block(
+            self.size, cut, limit, backward=backward, batch=self.batch, tiles=self.tiles, processors=processors
+        )
+
+    def scan(self, rounds: int, images: int) -> Scan:
         """The parameter block of a pass."""
-        table = (Route * MAX_ROUTES)(*(Route(*walk, 1 / walk[0]) for walk in self.walks))
+        routes = (_route(name, self.args.grid, self.steps) for name in self.args.routes)
         pointers = (self.x, self.projected, self.weight, self.A, self.D, self.bias)
         batch, row, route, _ = self.projected.stride()
         return Scan(
@@ -167,24 +168,34 @@ class _Inputs:
             E=self.channels,
             tiles=self.tiles,
             rounds=rounds,
-            rows_magic=_rows_magic(self.args.grid),
+            slots=self.size.slots,
+            segments=self.segments,
+            images=images,
             scale=1 / self.routes if self.args.merge == "mean" else 1.0,
-            routes=table,
+            routes=(Route * MAX_ROUTES)(*routes),
         )
 
-    def launch(self, program: str, cut: Pass, out: ctypes.Structure, backward: bool, **defines: int) -> None:
-        """One block for each image and channel tile."""
-        shared = shared_bytes(self.length, self.rank, self.states, self.half, backward, cut.warps)
-        one_turn = int(all(walk[0] >= cut.steps for walk in self.walks))
-        flags = self.defines(S=cut.steps, THREADS=cut.threads, ONE_TURN=one_turn, **defines)
+    def launch(
+        self, program: str, cut: Pass, images: int, out: ctypes.Structure, backward: bool, **defines: int
+    ) -> None:
+        """One block for so many images and each channel tile."""
+        shared = shared_bytes(self.size, backward, cut.warps, images)
+        row = self.projected.stride(1)
+        walk = walk_defines(self.args.routes, self.args.grid, self.steps, self.channels, row)
+        flags = self.defines(THREADS=cut.threads, MANY=int(images > 1), **defines) | walk
         compiled = _kernel(program, self.device, **flags)
-        grid = (self.batch * self.tiles, 1, 1)
-        compiled.launch(grid, (cut.warps * 32, 1, 1), shared, None, (self.scan(cut.rounds), out))
+        grid = (-(-self.batch // images) * self.tiles, 1, 1)
+        compiled.launch(grid, (cut.warps * 32, 1, 1), shared, None, (self.scan(cut.rounds, images), out))
 
 
-def _rows_magic(grid: Grid) -> int:
-    """What turns a position into the number of its row, times 2^21; 0 where rows need not be told apart."""
-    return -(-(1 << 21) // grid[1]) if len(grid) == 2 and grid[1] % 2 == 0 else 0
+@lru_cache(maxsize=512)
+def _route(name: str, grid: Grid, steps: int) -> Route:
+    """A route's entry in the parameter block."""
+    lines = lines_of(name, grid)
+    if lines is None:
+        raise ValueError(f"the route {name} of the grid {grid} is not made of equal lines")
+    segments = -(-lines.length // steps)
+    return Route(lines.length, segments, lines.number * segments, *lines[2:], 1 / segments)
 
 
 def _address(t: Tensor | None) -> int | None:
@@ -213,12 +224,14 @@ def forward(args: ProjectedArgs, save_states: bool) -> tuple[Tensor, Tensor]:
     if args.x.numel() == 0:
         return composition.forward(args, save_states)
     t = _Inputs(args)
-    every = saved_steps(t.states)
-    steps = -(-t.length // every) if save_states else 0
     out = torch.empty_like(t.x)
-    saved = torch.empty(t.batch, t.routes, steps, t.states, t.channels, device=out.device)
+    count = t.segments if save_states else 0
+    # Of a map that is not square, some routes have fewer segments; nothing is left unset in a result.
+    make = torch.empty if t.even else torch.zeros
+    saved = make(t.batch, t.routes, count, t.states, t.channels, device=out.device)
     block = ForwardOut(out.data_ptr(), saved.data_ptr() if save_states else None)
-    t.launch("projected_forward", t.cut(False), block, False, SAVE=every if save_states else 0)
+    cut = t.cut(False)
+    t.launch("projected_forward", cut, t.images(cut, False), block, False, SAVE=int(save_states))
     return out.to(args.x.dtype), saved
 
 
@@ -228,16 +241,19 @@ def backward(args: ProjectedArgs, saved: Tensor, dout: Tensor) -> Grads:
         return composition.backward(args, saved, dout)
     t = _Inputs(args, dout)
     dout = _aligned(dout.to(t.dtype))
-    device, sizes = dout.device, (t.batch, t.routes, t.channels)
+    cut = t.cut(True)
+    images = t.images(cut, True)
+    groups = -(-t.batch // images)
+    device, sizes = dout.device, (groups, t.routes, t.channels)
     numbers = t.rank + 2 * t.states
     dx = torch.empty_like(t.x)
     sums = torch.empty(t.tiles, t.batch, t.length, t.routes, -(-numbers // 8) * 8, device=device)
     dA, dbias = torch.empty(*sizes, t.states, device=device), torch.empty(sizes, device=device)
-    dD = torch.empty(t.batch, t.channels, device=device)
+    dD = torch.empty(groups, t.channels, device=device)
     dweight = torch.empty(*sizes, t.rank, device=device) if t.half else None
     draw = None if t.half else torch.empty(t.batch, t.routes, t.length, t.channels, device=device)
     outs = (dout, saved, dx, sums, dweight, dA, dbias, dD, draw)
-    t.launch("projected_backward", t.cut(True), BackwardOut(*(_address(v) for v in outs)), True)
+    t.launch("projected_backward", cut, images, BackwardOut(*(_address(v) for v in outs)), True)
     dprojected = torch.empty(t.batch, t.length, t.routes, numbers, dtype=t.dtype, device=device)
     _merge(t, sums, dprojected)
     low = t.projected[..., : t.rank]
@@ -257,5 +273,5 @@ def _merge(t: _Inputs, sums: Tensor, out: Tensor) -> None:
     rows = t.batch * t.length * t.routes
     scale = 1 / t.routes if t.args.merge == "mean" else 1.0
     blocks = min(-(-rows * sums.shape[4] // 4 // MERGE_BLOCK), 1 << 16)
-    compiled = _kernel("projected_merge", t.device, **t.defines(S=1, ONE_TURN=0))
+    compiled = _kernel("projected_merge", t.device, **t.defines(S=1))
     compiled.launch((blocks, 1, 1), (MERGE_BLOCK, 1, 1), 0, None, (sums, out, rows, t.tiles, scale))

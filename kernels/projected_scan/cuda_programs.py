@@ -10,17 +10,21 @@ from typing import Any
 import torch
 
 from ssmvision.kernels.cuda import ProgramSpec, register_program
-from ssmvision.kernels.projected_scan.args import saved_steps
-from ssmvision.kernels.projected_scan.config import Pass, backward_pass, forward_pass
+from ssmvision.kernels.projected_scan.config import Pass, Size, backward_pass, forward_pass
+from ssmvision.kernels.projected_scan.lines import lines_of, map_slots, saved_states, segment_steps
+from ssmvision.kernels.routes import Grid
 
-__all__ = ["IO", "MAX_ROUTES", "BackwardOut", "ForwardOut", "Route", "Scan"]
+__all__ = ["IO", "MAX_ROUTES", "BackwardOut", "ForwardOut", "Route", "Scan", "walk_defines"]
 
 # Value of the macro IO.
 IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROUTES = 8
 PACKAGE = "ssmvision.kernels.projected_scan"
-# VMamba's four stages at 224 pixels: rank of the step sizes, and width of the map.
-STAGES = ((6, 56), (12, 28), (24, 14), (48, 7))
+CROSS = ("row", "column", "row_reverse", "column_reverse")
+# The four stages of VMamba's tiny and small at 224 pixels: rank of the step sizes, width of the map, channels.
+STAGES = ((6, 56, 96), (12, 28, 192), (24, 14, 384), (48, 7, 768))
+# Square maps whose strides are compiled in, which saves a tenth of the time; those of other sizes share their kernels.
+FIXED_WIDTHS = (56, 28, 14, 7)
 SHARED_BYTES = 232448
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
@@ -32,7 +36,7 @@ def _fields(names: str, kind: type[Any]) -> list[tuple[str, type[Any]]]:
 class Route(ctypes.Structure):
     """`struct Route` of csrc/common.cuh."""
 
-    _fields_ = [*_fields("n0 s0 s1 base", INT), ("inverse_n0", FLOAT)]
+    _fields_ = [*_fields("length segments total s0 s1 base m0 m1 m_base", INT), ("inverse_segments", FLOAT)]
 
 
 class Scan(ctypes.Structure):
@@ -41,8 +45,7 @@ class Scan(ctypes.Structure):
     _fields_ = [
         *_fields("x proj W A D bias", POINTER),
         *_fields("proj_b proj_k", LONG),
-        *_fields("proj_l L batch K E tiles rounds", INT),
-        ("rows_magic", ctypes.c_uint32),
+        *_fields("proj_l L batch K E tiles rounds slots segments images", INT),
         ("scale", FLOAT),
         ("routes", Route * MAX_ROUTES),
     ]
@@ -60,16 +63,38 @@ class BackwardOut(ctypes.Structure):
     _fields_ = _fields("dy saved dx sums dW dA dbias dD draw", POINTER)
 
 
-def _shipped(choose: Callable[..., Pass | None], more: tuple[dict[str, int], ...]) -> list[dict[str, int]]:
+def walk_defines(routes: tuple[str, ...], grid: Grid, steps: int, channels: int, row: int) -> dict[str, int | str]:
+    """The macros about routes and layout.
+
+    Args:
+        routes, grid: route names, spatial size.
+        steps: of a segment.
+        channels: of x.
+        row: elements from a position's projections to the next's.
+    """
+    lines = [line for line in (lines_of(name, grid) for name in routes) if line is not None]
+    walk: dict[str, int | str] = {"S": steps, "RAGGED": int(any(line.length % steps for line in lines))}
+    if len(grid) != 2 or grid[0] != grid[1] or grid[0] not in FIXED_WIDTHS:
+        return walk
+    strides, slot_strides = (
+        ",".join(map(str, column)) for column in zip(*((v.step, v.slot_step) for v in lines), strict=True)
+    )
+    known: dict[str, int | str] = {"FIXED": 1, "ROUTES": len(lines), "STRIDES": strides, "SLOT_STRIDES": slot_strides}
+    return walk | known | {"CHANNELS": channels, "PROJ_ROW": row}
+
+
+def _shipped(choose: Callable[..., Pass | None], more: tuple[dict[str, int], ...]) -> list[dict[str, int | str]]:
     """The variants that a GPU with Hopper's shared memory asks for at the sizes of `STAGES`."""
-    variants = []
-    for io, (rank, width), extra in product(IO.values(), STAGES, more):
-        cut = choose(width * width, rank, 1, io != 0, SHARED_BYTES)
+    variants: list[dict[str, int | str]] = []
+    for io, (rank, width, channels), extra in product(IO.values(), STAGES, more):
+        grid = (width, width)
+        steps = segment_steps(CROSS, grid, 1)
+        cut = choose(Size(map_slots(grid), saved_states(CROSS, grid, 1), steps, rank, 1, io != 0), SHARED_BYTES)
         if cut is not None:
-            one_turn = int(width >= cut.steps)
-            variants.append(
-                {"IO": io, "R": rank, "NS": 1, "S": cut.steps, "THREADS": cut.threads, "ONE_TURN": one_turn, **extra}
-            )
+            walk = walk_defines(CROSS, grid, steps, channels, len(CROSS) * (-(-(rank + 2) // 8) * 8))
+            # Large batches of small maps take several images a block.
+            common = {"IO": io, "R": rank, "NS": 1, "THREADS": cut.threads, **extra, **walk}
+            variants += [{**common, "MANY": many} for many in ((0, 1) if width < 28 else (0,))]
     return variants
 
 
@@ -79,7 +104,7 @@ register_program(
         PACKAGE,
         "csrc/forward.cu",
         {"projected_forward": (Scan, ForwardOut)},
-        _shipped(forward_pass, ({"SAVE": 0}, {"SAVE": saved_steps(1)})),
+        _shipped(forward_pass, ({"SAVE": 0}, {"SAVE": 1})),
     )
 )
 register_program(
@@ -97,6 +122,6 @@ register_program(
         PACKAGE,
         "csrc/merge.cu",
         {"projected_merge": (POINTER, POINTER, LONG, INT, FLOAT)},
-        [{"IO": io, "R": rank, "NS": 1, "S": 1, "ONE_TURN": 0} for io, (rank, _) in product(IO.values(), STAGES)],
+        [{"IO": io, "R": rank, "NS": 1, "S": 1} for io, (rank, _, _) in product(IO.values(), STAGES)],
     )
 )

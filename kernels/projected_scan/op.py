@@ -10,7 +10,8 @@ from torch import Tensor
 from ssmvision.kernels import registry
 from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.projected_scan import composition, cuda
-from ssmvision.kernels.projected_scan.args import ProjectedArgs, ProjectedRequest, saved_steps
+from ssmvision.kernels.projected_scan.args import ProjectedArgs, ProjectedRequest
+from ssmvision.kernels.projected_scan.lines import saved_states
 from ssmvision.kernels.selective_scan.args import compute_dtype
 
 __all__ = ["OP", "projected_scan", "request_of"]
@@ -79,7 +80,7 @@ def _forward(
     save_states: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return out and, for a backward (else empty), the saved states (B, K, steps, N, E)."""
+    """Return out and, for a backward (else empty), the saved states (B, K, segments, N, E)."""
     args = _args(x, projected, dt_weight, A, D, delta_bias, routes, merge)
     with torch.autocast(x.device.type, enabled=False):
         out, saved = _backend(args, backend).forward(args, save_states)
@@ -99,12 +100,10 @@ def _forward_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     n_routes, channels, states = A.shape
-    positions = 1
-    for size in projected.shape[1:-2]:
-        positions = positions * size
-    every = saved_steps(states)
-    steps = (positions + every - 1) // every if save_states else 0
-    saved = x.new_empty((projected.shape[0], n_routes, steps, states, channels), dtype=compute_dtype(x, projected))
+    grid = tuple(int(size) for size in projected.shape[1:-2])  # a compiler takes sizes for constants: kernels do too
+    count = saved_states(tuple(routes.split(",")), grid, int(states)) if save_states else 0
+    shape = (projected.shape[0], n_routes, count, states, channels)
+    saved = x.new_empty(shape, dtype=compute_dtype(x, projected))
     return x.new_empty(_out_shape(x, projected, channels, merge)), saved
 
 

@@ -99,11 +99,11 @@ class SS2DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix positions, then channels."""
-        branch = self.drop_path(self.op(self.norm(x)))
-        if self.norm2 is None or self.mlp is None:
-            return x + branch
-        normed, x = self.norm2.add(branch, x)
-        return x + self.drop_path(self.mlp(normed))
+        branch: Tensor = self.drop_path(self.op(self.norm(x)))
+        if self.norm2 is not None and self.mlp is not None:
+            normed, x = self.norm2.add(branch, x)
+            branch = self.drop_path(self.mlp(normed))
+        return x + branch
 
 
 class PatchMerging(nn.Module):

@@ -12,8 +12,10 @@ from torch import Tensor
 from ssmvision.kernels import registry
 from ssmvision.kernels.cuda.availability import available
 from ssmvision.kernels.projected_scan import config, projected_scan_nd, projected_scan_packed
-from ssmvision.kernels.projected_scan.args import ProjectedRequest, saved_steps
-from ssmvision.kernels.projected_scan.cuda import affine_route, can_run
+from ssmvision.kernels.projected_scan.args import ProjectedRequest
+from ssmvision.kernels.projected_scan.config import Size
+from ssmvision.kernels.projected_scan.cuda import can_run
+from ssmvision.kernels.projected_scan.lines import STEPS, lines_of, map_slots, saved_states, segment_steps
 from ssmvision.kernels.projected_scan.op import OP, projected_scan
 from ssmvision.kernels.routes import ROUTES, route_index
 from ssmvision.kernels.selective_scan import selective_scan_nd
@@ -206,46 +208,75 @@ def test_availability_comes_first() -> None:
     )
 
 
-@pytest.mark.parametrize("grid", [(1,), (9,), (1, 1), (1, 5), (5, 1), (7, 4), (3, 2, 4), (2, 1, 3)])
-def test_affine_routes_visit_what_the_route_visits(grid: tuple[int, ...]) -> None:
-    found = 0
+@pytest.mark.parametrize("grid", [(1,), (9,), (1, 1), (1, 5), (5, 1), (7, 4), (4, 6), (3, 2, 4), (2, 1, 3)])
+def test_lines_visit_what_the_route_visits(grid: tuple[int, ...]) -> None:
+    found, slots = 0, set()
     for name, (dims, _) in ROUTES.items():
-        if dims not in (0, len(grid)):
+        lines = lines_of(name, grid) if dims in (0, len(grid)) else None
+        if lines is None:
             continue
-        walk = affine_route(name, grid)
-        if walk is None:
-            continue
-        n0, s0, s1, base = walk
-        step = np.arange(int(np.prod(grid)))
-        assert np.array_equal(base + step % n0 * s0 + step // n0 * s1, route_index(name, grid)), name
+        line, step = (v.ravel() for v in np.meshgrid(range(lines.number), range(lines.length), indexing="ij"))
+        visited = lines.base + line * lines.line + step * lines.step
+        assert np.array_equal(visited, route_index(name, grid)), name
+        places = lines.slot_base + line * lines.slot_line + step * lines.slot_step
+        assert 0 <= places.min() <= places.max() < map_slots(grid)
+        slots.add(tuple(places[np.argsort(visited)]))
         found += 1
     assert found >= (2 if len(grid) == 1 else 4)
+    assert len(slots) == 1  # all routes agree where in the map a position is
+    assert len(set(slots.pop())) == int(np.prod(grid))
 
 
-def test_skipping_routes_are_not_affine() -> None:
-    assert affine_route("skip_even_even", (4, 4)) is None
+def test_skipping_routes_have_no_lines() -> None:
+    assert lines_of("skip_even_even", (4, 4)) is None
+    assert segment_steps(("row", "skip_even_even"), (4, 4), 1) == saved_states(("skip_even_even",), (4, 4), 1) == 0
+    assert segment_steps(("row",), (4, 4), 3) == 0
+
+
+@pytest.mark.parametrize(("width", "steps"), [(56, 7), (28, 7), (14, 7), (7, 7), (64, 7), (8, 5), (5, 5)])
+def test_segments_waste_few_steps(width: int, steps: int) -> None:
+    assert segment_steps(CROSS, (width, width), 1) == steps
+    assert saved_states(CROSS, (width, width), 1) == width * -(-width // steps)
 
 
 @pytest.mark.parametrize("states", [1, 2, 4])
 @pytest.mark.parametrize("rank", [1, 6, 12, 24, 48, 64])
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("positions", [1, 49, 196, 784, 3136])
-def test_cuts_fit_and_cover(positions: int, half: bool, rank: int, states: int) -> None:
+@pytest.mark.parametrize("width", [1, 7, 14, 28, 33, 56])
+def test_cuts_fit_and_cover(width: int, half: bool, rank: int, states: int) -> None:
+    grid = (width, width)
+    segments, steps = saved_states(CROSS, grid, states), segment_steps(CROSS, grid, states)
+    assert steps in STEPS[states]
+    size = Size(map_slots(grid), segments, steps, rank, states, half)
     for backward, choose in ((False, config.forward_pass), (True, config.backward_pass)):
-        cut = choose(positions, rank, states, half, HOPPER)
+        cut = choose(size, HOPPER)
         if cut is None:
-            assert positions == 3136  # 196 KiB of the map itself, and the weights of a long rank beside it
-            assert rank > 6 or states > 1
+            assert width == 56  # 200 KiB of the map itself, and the weights of a long rank beside it
+            assert rank > 12 or states > 1
             continue
         assert cut.warps * 32 <= cut.threads
-        assert cut.rounds * cut.warps * config.SEGMENTS * cut.steps >= positions
-        assert (cut.rounds - 1) * cut.warps * config.SEGMENTS * cut.steps < positions
-        static = cut.threads // 32 * 64 * states
-        assert config.shared_bytes(positions, rank, states, half, backward, cut.warps) + static <= HOPPER
-        if backward:
-            assert cut.steps == saved_steps(states)
+        assert cut.rounds * cut.warps * config.SEGMENTS >= segments
+        assert (cut.rounds - 1) * cut.warps * config.SEGMENTS < segments
+        assert config.shared_bytes(size, backward, cut.warps) <= HOPPER
+
+
+@pytest.mark.parametrize(("width", "rank", "channels"), [(56, 6, 96), (28, 12, 192), (14, 24, 384), (7, 48, 768)])
+def test_blocks_take_several_small_images(width: int, rank: int, channels: int) -> None:
+    size = Size(map_slots((width, width)), saved_states(CROSS, (width, width), 1), 7, rank, 1, True)
+    for backward, choose in ((False, config.forward_pass), (True, config.backward_pass)):
+        cut = choose(size, HOPPER)
+        assert cut is not None
+        counts = [
+            config.images_per_block(
+                size, cut, HOPPER, backward=backward, batch=batch, tiles=channels // config.TILE, processors=132
+            )
+            for batch in (1, 128)
+        ]
+        assert counts[0] == 1
+        assert (counts[1] > 1) == (width < 28)
+        assert config.shared_bytes(size, backward, cut.warps, counts[1]) <= HOPPER
 
 
 def test_images_beyond_shared_memory_have_no_cut() -> None:
-    assert config.forward_pass(4096, 6, 1, True, HOPPER) is None
-    assert config.backward_pass(3136, 6, 1, True, 166912) is None
+    assert config.forward_pass(Size(4160, 640, 7, 6, 1, True), HOPPER) is None
+    assert config.backward_pass(Size(3192, 448, 7, 6, 1, True), 166912) is None

@@ -33,7 +33,7 @@ CASES = [
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 
 
-def make(case: Any, dtype: torch.dtype, bias: float = -3.0) -> dict[str, Any]:
+def make(case: Any, dtype: torch.dtype, bias: float = -3.0, batch: int = 2) -> dict[str, Any]:
     grid, routes, channels, rank, states = case
     g, k = torch.Generator().manual_seed(0), len(routes)
 
@@ -42,12 +42,12 @@ def make(case: Any, dtype: torch.dtype, bias: float = -3.0) -> dict[str, Any]:
 
     A = -torch.rand(k, channels, states, generator=g) * 4 - 0.1
     return {
-        "x": rand(2, *grid, channels, to=dtype),
-        "low": rand(2, k, *grid, rank, to=dtype),
+        "x": rand(batch, *grid, channels, to=dtype),
+        "low": rand(batch, k, *grid, rank, to=dtype),
         "dt_weight": rand(k, channels, rank),
         "A": A.cuda().requires_grad_(),
-        "B": rand(2, k, *grid, states, to=dtype),
-        "C": rand(2, k, *grid, states, to=dtype),
+        "B": rand(batch, k, *grid, states, to=dtype),
+        "C": rand(batch, k, *grid, states, to=dtype),
         "D": rand(k, channels),
         "delta_bias": (rand(k, channels).detach() + bias).requires_grad_(),
     }
@@ -82,6 +82,19 @@ def test_matches_float64(case: Any, dtype: torch.dtype) -> None:
         # Few positions leave few numbers to average rounding over.
         tolerance = TOLERANCE[dtype] * (1.3 if want["out"].numel() < 10000 else 1)
         assert_near(results(t, case[1], merge, "cuda", dtype), want, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("grid", "batch"), [((7, 7), 800), ((14, 11), 401)])
+def test_blocks_of_several_images(grid: tuple[int, int], batch: int, dtype: torch.dtype) -> None:
+    t = make((grid, CROSS, 48, 24, 1), dtype, batch=batch)
+    got = results(t, CROSS, "sum", "cuda", dtype)
+    assert_near(got, results(wide(t), CROSS, "sum", "composition", dtype), TOLERANCE[dtype])
+    again = results(t, CROSS, "sum", "cuda", dtype)
+    assert all(torch.equal(again[name], got[name]) for name in got)
+    few = {n: v[-3:] if n in ("x", "low", "B", "C") else v for n, v in t.items()}  # each on its own
+    out = projected_scan_nd(**few, routes=CROSS, backend="cuda")
+    assert torch.equal(out, got["out"][-3:])
 
 
 @pytest.mark.parametrize("bias", [-14.0, 0.0, 7.0], ids=str)

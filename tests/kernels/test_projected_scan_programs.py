@@ -9,17 +9,18 @@ import pytest
 
 from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.projected_scan import cuda_programs
-from ssmvision.kernels.projected_scan.config import BACKWARD_THREADS, FORWARD_THREADS, TILE
-from ssmvision.kernels.projected_scan.cuda_programs import BackwardOut, ForwardOut, Route, Scan
+from ssmvision.kernels.projected_scan.config import BACKWARD_THREADS, FORWARD_THREADS, ROOM, TILE
+from ssmvision.kernels.projected_scan.cuda_programs import BackwardOut, ForwardOut, Route, Scan, walk_defines
 
 ARCH = "sm_90"
 CSRC = files("ssmvision.kernels.projected_scan").joinpath("csrc")
-# Rank, states, steps of the forward's and the backward's segments: an odd rank, B and C in different blocks of 8,
-# several states, weights in shared memory.
-SHAPES = [(5, 1, 9, 7), (7, 2, 5, 3), (8, 4, 3, 2), (48, 1, 7, 7)]
+CROSS = ("row", "column", "row_reverse", "column_reverse")
+# Dtype, rank, states, steps of a segment: an odd rank, B and C in different blocks of 8, several states, weights in
+# shared memory.
+SHAPES = [(0, 5, 1, 5), (1, 7, 2, 3), (2, 8, 4, 2), (0, 48, 1, 7)]
 
 
-def variant(program: str, **defines: int) -> bytes:
+def variant(program: str, **defines: int | str) -> bytes:
     (found,) = (p for p in programs() if p.spec.name == program)
     return found.variant(defines).build(ARCH).cubin
 
@@ -48,15 +49,17 @@ def test_parameter_blocks_have_the_fields_of_the_source(file: str, structure: st
 def test_constants_agree_with_the_source() -> None:
     text = CSRC.joinpath("common.cuh").read_text()
     assert f"constexpr int TILE = {TILE};" in text
+    assert f"constexpr int ROOM = {ROOM};" in text
     assert f"constexpr int MAX_ROUTES = {cuda_programs.MAX_ROUTES};" in text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("io", [0, 1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_unusual_variants_compile(shape: tuple[int, int, int, int], io: int) -> None:
-    rank, states, forward, backward = shape
-    common = {"IO": io, "R": rank, "NS": states}
-    assert variant("projected_forward", **common, S=forward, THREADS=FORWARD_THREADS, ONE_TURN=0, SAVE=backward)
-    assert variant("projected_backward", **common, S=backward, THREADS=BACKWARD_THREADS, ONE_TURN=0)
-    assert variant("projected_merge", **common, S=1, ONE_TURN=0)
+def test_unusual_variants_compile(shape: tuple[int, int, int, int]) -> None:
+    io, rank, states, steps = shape
+    common: dict[str, int | str] = {"IO": io, "R": rank, "NS": states}
+    walk = walk_defines(CROSS, (9, 11), steps, 32, 32)
+    assert set(walk) == {"S", "RAGGED"}
+    assert variant("projected_forward", **common, THREADS=FORWARD_THREADS, SAVE=1, MANY=1, **walk)
+    assert variant("projected_backward", **common, THREADS=BACKWARD_THREADS, MANY=1, **walk)
+    assert variant("projected_merge", **common, S=1)

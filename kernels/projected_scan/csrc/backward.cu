@@ -1,23 +1,22 @@
-// Backward of the projected scan. A block owns 16 channels of one image, and holds the gradient of x in shared memory.
+// Backward of the projected scan. A block owns 16 channels of a few images, and holds the gradient of x in shared memory.
 // Routes are walked one after the other, each from its end: in a round, a lane recomputes its segment's states from the
 // saved one, then takes the adjoint g_t = C_t dy_t + decay_{t+1} g_{t+1} from zero, and once more from what enters from
 // behind. Sums over channels (the projections' gradients) and over tokens (the weights') are matrix products of a warp.
 // No atomics: channel tiles leave partial sums, which merge.cu adds in order.
-// Defines besides those of common.cuh: THREADS (largest block); S is also the distance of the saved states.
+// Defines besides those of common.cuh: THREADS (largest block).
 #include "common.cuh"
 
 constexpr int QP = KB * 8;                // floats of a token's sums: dlow, dB and dC (in units of ln 2), padding
 constexpr int RB = (R + 7) / 8;
 [[maybe_unused]] constexpr int MB = (R + 15) / 16;  // blocks of 16 rows of the weights' gradient
-constexpr int MAX_WARPS = THREADS / 32, BATCH = 12;
 
 struct Out {
   const io_t *dy;      // (B, L, E)
-  const float *saved;  // (B, K, ceil(L / S), NS, E)
+  const float *saved;  // (B, K, segments, NS, E)
   io_t *dx;            // (B, L, E)
   float *sums;         // (tiles, B, L, K, QP)
-  float *dW, *dA, *dbias;  // (B, K, E, R), (B, K, E, NS), (B, K, E)
-  float *dD;           // (B, E), the same for all routes
+  float *dW, *dA, *dbias;  // (blocks of images, K, E, R), (..., K, E, NS), (..., K, E)
+  float *dD;           // (blocks of images, E), the same for all routes
   float *draw;         // float32: (B, K, L, E), from which the caller makes dW; else null
 };
 
@@ -54,24 +53,32 @@ __device__ __forceinline__ void lane_sum(float (&d)[4], const float (&a)[4], flo
 #endif
 }
 // Written once and read by another kernel: not to push x and dy out of the cache.
-__device__ __forceinline__ void store_at(void *base, unsigned bytes, float a, float b) {
-  __stcs(reinterpret_cast<float2 *>(static_cast<char *>(base) + bytes), make_float2(a, b));
+__device__ __forceinline__ void store_once(float *at, float a, float b) {
+  __stcs(reinterpret_cast<float2 *>(at), make_float2(a, b));
 }
 
-constexpr int WIDE_BYTES = WEIGHT_BYTES + (WIDE_WEIGHTS ? RB * 2 * 32 * (int)sizeof(float2) : 0);
+// Of a warp: the exchange of carries, and between routes its sums.
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+#if IO
+constexpr int WARP_ROOM = larger(NS * 2 * ROOM, larger(TILE * (NS + 1), MB * 256));
+#else
+constexpr int WARP_ROOM = larger(NS * 2 * ROOM, TILE * (NS + 1));
+#endif
+[[maybe_unused]] constexpr int WIDE_BYTES = WEIGHT_BYTES + (WIDE_WEIGHTS ? RB * 2 * 32 * (int)sizeof(float2) : 0);
 
 struct Walker {
   const Scan &p;
   const Out &o;
-  Carries<MAX_WARPS> &carries;
-  float4 *dx;
+  float *exchange, *links, *room;
+  float4 *dx, *maps;  // of the image at hand, and of all
   Weights weights;
   Selector selector;
   float2 *wide_columns;  // columns of dlow where weights are wide
   float2 columns[WIDE_WEIGHTS ? 1 : RB][2];
   float a[4][NS], bias[4];
-  int lane, g, t, warp, warps, e_count, b, k, channel;
-  unsigned x_lane;
+  int lane, g, t, warp, warps, e_count, group, b, channel, route;
+  const char *x, *dy;  // at the lane's first channel
+  const char *proj;
   // Sums over the route's tokens.
   float dA[4][NS], dbias[4];
 #if IO
@@ -82,21 +89,33 @@ struct Walker {
   float step[S][4], slope[S][4], decay[S][4][NS], h[S][4][NS], entry[4][NS], B[S][NS], C[S][NS];
   quad_t raw_x[S], raw_dy[S];
   Row rows[S + 1];
-  int pos[S];
+  Segment at;
 
-  __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *dx, char *wide)
-      : p(p), o(o), carries(carries), dx(dx) {
+  __device__ __forceinline__ Walker(const Scan &p, const Out &o, char *shared) : p(p), o(o) {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    b = blockIdx.x / p.tiles;
+    group = blockIdx.x / p.tiles;
     channel = (blockIdx.x % p.tiles) * TILE;
     e_count = min(TILE, p.E - channel);
-    // Lanes beyond the last channel read the tile's first ones; their dy is zero, and what they find is dropped.
-    x_lane = (4 * t < e_count ? 4 * t : 0) * sizeof(io_t);
+    maps = (float4 *)shared;
+    links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
+    room = links + warps * NS * TILE;
+    exchange = room + warp * NS * 2 * ROOM;
+    char *wide = (char *)(room + warps * WARP_ROOM);
     weights.shared = (Weights::part_t *)wide;
     wide_columns = (float2 *)(wide + WEIGHT_BYTES);
     selector.load(g, t);
   }
-  __device__ __forceinline__ void start_route() {
+  __device__ __forceinline__ void start_image(int k, int image) {
+    b = MANY ? group * p.images + image : group;
+    dx = MANY ? maps + image * p.slots * 4 : maps;
+    // Lanes beyond the last channel read the tile's first ones; their dy is zero, and what they find is dropped.
+    const long long at = (long long)b * p.L * p.E + channel + (4 * t < e_count ? 4 * t : 0);
+    x = (const char *)(p.x + at), dy = (const char *)(o.dy + at);
+    proj = (const char *)(p.proj + b * p.proj_b + k * p.proj_k) + t * 4;
+  }
+  template <int K> __device__ __forceinline__ int at_route() const { return K == ANY ? route : K; }
+  __device__ __forceinline__ void start_route(int k) {
+    route = k;
     const long long ke = (long long)k * p.E + channel;
     weights.load(p.W + ke * R, e_count, g, t, warp == 0);
     const bool ok = 4 * t < e_count;
@@ -133,38 +152,41 @@ struct Walker {
     if (WIDE_WEIGHTS) __syncthreads();
   }
 
-  template <bool GUARD> __device__ __forceinline__ void load(int t0, int count) {
-    positions<GUARD>(p.routes[k], t0, count, pos);
-    const unsigned x_row = p.E * (unsigned)sizeof(io_t), proj_row = p.proj_l * (unsigned)sizeof(io_t);
-    const long long image = (long long)b * p.L * p.E + channel;
-    const io_t *x = p.x + image, *dy = o.dy + image, *proj = p.proj + b * p.proj_b + k * p.proj_k;
-    const int saves = (p.L + S - 1) / S;
-    const float *from = o.saved + (((long long)b * p.K + k) * saves + min(t0 / S, saves - 1)) * NS * p.E + channel;
-    from += 4 * t < e_count ? 4 * t : 0;
+  template <int K> __device__ __forceinline__ void load(const Route &r) {
+    const long long segment = ((long long)b * p.K + at_route<K>()) * p.segments + min(at.index, r.total - 1);
+    const float *from = o.saved + segment * NS * channels_of(p) + channel + (4 * t < e_count ? 4 * t : 0);
 #pragma unroll
     for (int n = 0; n < NS; n++) {
-      const float4 v = load_at<float4>(from, n * p.E * 4);
+      const float4 v = load_at<float4>(from + n * channels_of(p), 0);
       entry[0][n] = v.x, entry[1][n] = v.y, entry[2][n] = v.z, entry[3][n] = v.w;
     }
+    const int x_row = channels_of(p) * (int)sizeof(io_t), proj_row = row_of(p) * (int)sizeof(io_t);
+    const long long first = (long long)at.pos * x_row;
+    const char *x_at = x + first, *dy_at = dy + first, *proj_at = proj + (long long)at.pos * proj_row;
 #pragma unroll
     for (int i = 0; i < S; i++) {
-      raw_x[i] = load_at<quad_t>(x, (unsigned)pos[i] * x_row + x_lane);
-      rows[i] = load_row(proj, (unsigned)pos[i] * proj_row, t);
-      raw_dy[i] = load_at<quad_t>(dy, (unsigned)pos[i] * x_row + x_lane);
+      raw_x[i] = load_at<quad_t>(x_at, 0);
+      rows[i] = load_row(proj_at);
+      const int stride = there(at, i + 1) || !RAGGED ? stride_of<K>(r) : 0;
+      x_at += stride * x_row, proj_at += stride * proj_row;
     }
     rows[S] = rows[S - 1];
+#pragma unroll
+    for (int i = 0; i < S; i++) {
+      raw_dy[i] = load_at<quad_t>(dy_at, 0);
+      dy_at += (there(at, i + 1) || !RAGGED ? stride_of<K>(r) : 0) * x_row;
+    }
   }
+  __device__ __forceinline__ float4 dy_of(int i) const { return widen(raw_dy[i]); }
 
   // States of the segment, and its adjoint from zero: what leaves it towards its start, and the product of its decays.
-  template <bool GUARD>
-  __device__ __forceinline__ void recompute(int count, float (&through)[4][NS], float (&leaves)[4][NS]) {
+  __device__ __forceinline__ void recompute(float (&through)[4][NS], float (&leaves)[4][NS]) {
 #pragma unroll
     for (int i0 = 0; i0 < S; i0 += 2) {
       const Projected v = project(rows[i0], rows[i0 + 1], weights, selector, bias, lane);
 #pragma unroll
       for (int i = i0; i < i0 + 2; i++) {
         if (i >= S) break;
-        if ((GUARD && i >= count) || 4 * t >= e_count) raw_dy[i] = quad_t{};
         const float4 x4 = widen(raw_x[i]);
         const float xs[4] = {x4.x, x4.y, x4.z, x4.w};
 #pragma unroll
@@ -174,7 +196,7 @@ struct Walker {
           const float raw = v.raw[i - i0][c];
           step[i][c] = softplus2(raw);
           slope[i][c] = ex2(raw - step[i][c]);  // 2^raw / (1 + 2^raw), and 1 + 2^raw = 2^step
-          if (GUARD && i >= count) step[i][c] = slope[i][c] = 0.f;
+          if (RAGGED && i >= at.count) step[i][c] = slope[i][c] = 0.f;
           const float in = step[i][c] * xs[c];
 #pragma unroll
           for (int n = 0; n < NS; n++) {
@@ -184,9 +206,13 @@ struct Walker {
         }
       }
     }
+    if (__any_sync(~0u, at.count < S || 4 * t >= e_count))
+#pragma unroll
+      for (int i = 0; i < S; i++)
+        if (i >= at.count || 4 * t >= e_count) raw_dy[i] = quad_t{};
 #pragma unroll
     for (int i = S - 1; i >= 0; i--) {
-      const float4 d4 = widen(raw_dy[i]);
+      const float4 d4 = dy_of(i);
       const float dy[4] = {d4.x, d4.y, d4.z, d4.w};
 #pragma unroll
       for (int c = 0; c < 4; c++)
@@ -202,7 +228,7 @@ struct Walker {
   // One token's gradients; `back` is decay_{t+1} g_{t+1}. dB and dC are summed over the lane's channels.
   __device__ __forceinline__ void step_back(int i, const float (&rate)[4][NS], float (&back)[4][NS], float (&draw)[4],
                                             float (&dB)[NS], float (&dC)[NS], float (&d_in)[4]) {
-    const float4 x4 = widen(raw_x[i]), d4 = widen(raw_dy[i]);
+    const float4 x4 = widen(raw_x[i]), d4 = dy_of(i);
     const float xs[4] = {x4.x, x4.y, x4.z, x4.w}, dy[4] = {d4.x, d4.y, d4.z, d4.w};
 #pragma unroll
     for (int c = 0; c < 4; c++) {
@@ -224,7 +250,9 @@ struct Walker {
     }
   }
 
-  template <bool GUARD, bool LAST> __device__ __forceinline__ void walk_back(int count, float (&back)[4][NS]) {
+  template <int K>
+  __device__ __forceinline__ void walk_back(const Route &r, const float (&skip)[4], float (&dD)[4],
+                                            float (&back)[4][NS]) {
     float rate[4][NS];
 #pragma unroll
     for (int c = 0; c < 4; c++)
@@ -239,34 +267,50 @@ struct Walker {
         if (i >= S) continue;
         float d_in[4];
         step_back(i, rate, back, draw[j], dB[j], dC[j], d_in);
-        if (!GUARD || i < count) add_to_x<LAST>(i, d_in, draw[j]);
+        add_to_x<K>(r, i, skip, dD, d_in, draw[j]);
       }
-      add_channels<GUARD>(i0, count, draw, dB, dC);
+      add_channels<K>(r, i0, draw, dB, dC);
       add_tokens(i0, draw);
     }
   }
-  template <bool LAST>
-  __device__ __forceinline__ void add_to_x(int i, const float (&d_in)[4], [[maybe_unused]] const float (&draw)[4]) {
-    float4 &at = dx[slot(pos[i], p.rows_magic) * 4 + t];
-    const float4 v = make_float4(fmaf(d_in[0], step[i][0], at.x), fmaf(d_in[1], step[i][1], at.y),
-                                 fmaf(d_in[2], step[i][2], at.z), fmaf(d_in[3], step[i][3], at.w));
+  template <int K>
+  __device__ __forceinline__ void add_to_x(const Route &r, int i, const float (&skip)[4], float (&dD)[4],
+                                           const float (&d_in)[4], [[maybe_unused]] const float (&draw)[4]) {
+    const int k = at_route<K>();
+    const bool real = there(at, i);
+    float4 &kept = dx[(at.slot + inside(at, i) * slot_stride_of<K>(r)) * 4 + t];
+    float v[4];
+    if (k == 0) {
+      const float4 x4 = widen(raw_x[i]), d4 = dy_of(i);
+      v[0] = skip[0] * d4.x, v[1] = skip[1] * d4.y, v[2] = skip[2] * d4.z, v[3] = skip[3] * d4.w;
+      dD[0] = fmaf(d4.x, x4.x, dD[0]), dD[1] = fmaf(d4.y, x4.y, dD[1]);
+      dD[2] = fmaf(d4.z, x4.z, dD[2]), dD[3] = fmaf(d4.w, x4.w, dD[3]);
+    } else {
+      const float4 old = kept;
+      v[0] = old.x, v[1] = old.y, v[2] = old.z, v[3] = old.w;
+    }
+#pragma unroll
+    for (int c = 0; c < 4; c++) v[c] = fmaf(d_in[c], step[i][c], v[c]);
     const float by = LN2 * p.scale;
-    if (!LAST) at = v;
-    else if (4 * t < e_count)
-      *reinterpret_cast<quad_t *>(o.dx + ((long long)b * p.L + pos[i]) * p.E + channel + 4 * t) =
-          narrow(make_float4(by * v.x, by * v.y, by * v.z, by * v.w));
+    const long long pos = at.pos + i * stride_of<K>(r);
+    if (k + 1 < routes_of(p)) {
+      if (real) kept = make_float4(v[0], v[1], v[2], v[3]);
+    } else if (real && 4 * t < e_count)
+      *reinterpret_cast<quad_t *>(o.dx + ((long long)b * p.L + pos) * channels_of(p) + channel + 4 * t) =
+          narrow(make_float4(by * v[0], by * v[1], by * v[2], by * v[3]));
 #if IO == 0
-    if (4 * t < e_count)
-      *reinterpret_cast<float4 *>(o.draw + (((long long)b * p.K + k) * p.L + pos[i]) * p.E + channel + 4 * t) =
+    if (real && 4 * t < e_count)
+      *reinterpret_cast<float4 *>(o.draw + (((long long)b * p.K + k) * p.L + pos) * p.E + channel + 4 * t) =
           make_float4(p.scale * draw[0], p.scale * draw[1], p.scale * draw[2], p.scale * draw[3]);
 #endif
   }
   // Sums over channels: dlow by the weights' columns, dB and dC by columns that are one in a single place.
-  template <bool GUARD>
-  __device__ __forceinline__ void add_channels(int i0, int count, const float (&draw)[2][4], const float (&dB)[2][NS],
+  template <int K>
+  __device__ __forceinline__ void add_channels(const Route &r, int i0, const float (&draw)[2][4], const float (&dB)[2][NS],
                                                const float (&dC)[2][NS]) {
-    float *sums = o.sums + (((long long)(blockIdx.x % p.tiles) * p.batch + b) * p.L * p.K + k) * QP;
-    const unsigned row = p.K * QP * 4;
+    const int row = routes_of(p) * QP, step = stride_of<K>(r) * row;
+    const long long image = (long long)(blockIdx.x % p.tiles) * p.batch + b;
+    float *sums = o.sums + (image * p.L + at.pos) * row + at_route<K>() * QP + 2 * t;
 #pragma unroll
     for (int q = 0; q < KB; q++) {
       float d[4] = {0.f, 0.f, 0.f, 0.f};
@@ -284,10 +328,8 @@ struct Walker {
           lane_sum(d, {dB[0][n], dB[1][n], dC[0][n], dC[1][n]}, b_here && g == (R + n) % 8 ? 1.f : 0.f,
                    c_here && g == (R + NS + n) % 8 ? 1.f : 0.f);
       }
-      const unsigned at = (q * 8 + 2 * t) * 4;
-      if (!GUARD || i0 < count) store_at(sums, (unsigned)pos[i0] * row + at, d[0], d[1]);
-      const int second = i0 + 1 < S ? i0 + 1 : i0;
-      if (second > i0 && (!GUARD || second < count)) store_at(sums, (unsigned)pos[second] * row + at, d[2], d[3]);
+      if (there(at, i0)) store_once(sums + q * 8 + i0 * step, d[0], d[1]);
+      if (i0 + 1 < S && there(at, i0 + 1)) store_once(sums + q * 8 + (i0 + 1) * step, d[2], d[3]);
     }
   }
   __device__ __forceinline__ void add_tokens(int i0, const float (&draw)[2][4]) {
@@ -313,28 +355,58 @@ struct Walker {
 #endif
   }
 
-  __device__ __forceinline__ void walk() {
+  template <int K>
+  __device__ __forceinline__ void walk_image(const Route &r, const float (&skip)[4], float (&dD)[4]) {
 #pragma unroll 1
     for (int round = p.rounds - 1; round >= 0; round--) {
-      const int first = (round * warps + warp) * WARP_TOKENS, t0 = first + g * S, count = min(max(p.L - t0, 0), S);
-      const bool whole = first + WARP_TOKENS <= p.L;
+      at = segment_of(r, round, warps, warp, g);
+      load<K>(r);
       float through[4][NS], back[4][NS];
-      if (whole) load<false>(t0, count), recompute<false>(count, through, back);
-      else load<true>(t0, count), recompute<true>(count, through, back);
-      enter<true>(carries, round == p.rounds - 1, round == 0, through, back, lane, warp, warps);
-      if (k + 1 == p.K) {
-        if (whole) walk_back<false, true>(count, back);
-        else walk_back<true, true>(count, back);
-      } else {
-        if (whole) walk_back<false, false>(count, back);
-        else walk_back<true, false>(count, back);
-      }
+      recompute(through, back);
+      enter<true>(exchange, links, round == p.rounds - 1, round == 0, through, back, lane, warp, warps);
+      walk_back<K>(r, skip, dD, back);
     }
+  }
+  template <int K> __device__ __forceinline__ void walk() {
+    const int k = at_route<K>();
+    const Route &r = p.routes[k];
+    float skip[4] = {}, dD[4] = {};
+    if (k == 0 && p.D && 4 * t < e_count)
+      for (int i = 0; i < routes_of(p); i++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)i * p.E + channel + 4 * t + c];
+    const int images = MANY ? min(p.images, p.batch - group * p.images) : 1;
+#pragma unroll 1
+    for (int image = 0; image < images; image++) {
+      if (image) __syncthreads();  // a warp's carries of the last image have been taken
+      start_image(k, image);
+      walk_image<K>(r, skip, dD);
+    }
+    if (k == 0) finish_skip(dD);
+    finish_route(k);
+  }
+#ifdef FIXED
+  template <int K> __device__ __forceinline__ void walk_from() {
+    start_route(K);
+    walk<K>();
+    if constexpr (K + 1 < ROUTES) walk_from<K + 1>();
+  }
+#endif
+  __device__ __forceinline__ void walk_all() {
+#ifdef FIXED
+    walk_from<0>();
+#else
+#pragma unroll 1
+    for (int k = 0; k < p.K; k++) {
+      start_route(k);
+      walk<ANY>();
+    }
+#endif
   }
 
   // Sums of a lane's values over the block's segments, for channels 4 t + c; in lanes of g = 0 of warp 0.
-  __device__ __forceinline__ void finish_route(float *room) {
-    const long long bke = ((long long)b * p.K + k) * p.E + channel;
+  __device__ __forceinline__ void finish_route(int k) {
+    const long long bke = ((long long)group * p.K + k) * p.E + channel;
     constexpr int PER = NS + 1;  // dA, then dbias
     float mine[4 * PER];
 #pragma unroll
@@ -371,34 +443,8 @@ struct Walker {
     __syncthreads();
   }
 
-  // dx starts as what the skip weights add, dy times the sum of D in units of ln 2; dD = sum of dy x.
-  __device__ __forceinline__ void start(float *room) {
-    const int q = threadIdx.x & 3;
-    float skip[4] = {}, dD[4] = {};
-    if (p.D && 4 * q < e_count)
-      for (int r = 0; r < p.K; r++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)r * p.E + channel + 4 * q + c];
-    const io_t *x = p.x + (long long)b * p.L * p.E + channel, *dy = o.dy + (long long)b * p.L * p.E + channel;
-    const int stride = blockDim.x >> 2;
-#pragma unroll 1
-    for (int first = threadIdx.x >> 2; first < p.L; first += BATCH * stride) {
-      quad_t us[BATCH], ds[BATCH];  // all on their way before the first is used
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        const unsigned at = (unsigned)min(first + i * stride, p.L - 1) * (p.E * (unsigned)sizeof(io_t)) + x_lane;
-        us[i] = load_at<quad_t>(x, at), ds[i] = load_at<quad_t>(dy, at);
-      }
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        const int l = first + i * stride;
-        const float4 u = widen(us[i]), d = widen(ds[i]);
-        if (l >= p.L) continue;
-        dD[0] = fmaf(d.x, u.x, dD[0]), dD[1] = fmaf(d.y, u.y, dD[1]);
-        dD[2] = fmaf(d.z, u.z, dD[2]), dD[3] = fmaf(d.w, u.w, dD[3]);
-        dx[slot(l, p.rows_magic) * 4 + q] = make_float4(skip[0] * d.x, skip[1] * d.y, skip[2] * d.z, skip[3] * d.w);
-      }
-    }
+  __device__ __forceinline__ void finish_skip(float (&dD)[4]) {
+    __syncthreads();
 #pragma unroll
     for (int c = 0; c < 4; c++) {
 #pragma unroll
@@ -409,27 +455,15 @@ struct Walker {
     if (threadIdx.x < e_count) {
       float v = 0.f;
       for (int w = 0; w < warps; w++) v += room[w * 16 + threadIdx.x];
-      o.dD[(long long)b * p.E + channel + threadIdx.x] = v * p.scale;
+      o.dD[(long long)group * p.E + channel + threadIdx.x] = v * p.scale;
     }
-    __syncthreads();
   }
 };
 
-// Shared memory: dx (L, 16) floats with L rounded up to even, the weights where they are kept there, and room for the
-// warps' sums, the larger of 16 (NS + 1) and 256 MB floats for each.
+// Shared memory: dx (images, slots, 16) floats, the warps' links (NS, 16), rooms (WARP_ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_backward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
-  extern __shared__ float4 dx[];
-  __shared__ Carries<MAX_WARPS> carries;
-  char *wide = (char *)(dx + (p.L + 1) / 2 * 8);
-  float *room = (float *)(wide + WIDE_BYTES);
-  Walker w(p, o, carries, dx, wide);
-  w.start(room);
-#pragma unroll 1
-  for (int k = 0; k < p.K; k++) {
-    w.k = k;
-    w.start_route();
-    w.walk();
-    w.finish_route(room);
-  }
+  extern __shared__ float4 shared[];
+  Walker w(p, o, (char *)shared);
+  w.walk_all();
 }

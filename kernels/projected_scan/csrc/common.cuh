@@ -2,11 +2,17 @@
 // A warp owns 8 segments of S steps of a route and 16 channels of one image. Lane (g, t) = (lane / 4, lane % 4) walks
 // segment g for the channels 4 t .. 4 t + 3. A product of 16 rows (two tokens of each segment) by 8 columns leaves its
 // results in just these lanes, so step sizes, B and C come out of the tensor cores where they are used.
-// Defines: IO (0 float, 1 bfloat16, 2 half), R (rank of the step sizes), NS (states: 1, 2, 4), S (steps of a segment),
-// ONE_TURN (whether every route's inner stride lasts for at least S steps).
+// Defines: IO (0 float, 1 bfloat16, 2 half), R (rank of the step sizes), NS (states: 1, 2, 4), S (steps of a segment); and
+// for the walks RAGGED (whether a line may end within a segment), MANY (whether a block takes several images), and either
+// nothing more, or FIXED with ROUTES, STRIDES, SLOT_STRIDES (of every route), CHANNELS and PROJ_ROW (E and proj_l): every
+// route then has code of its own, which is faster, but long, so that short walks would mostly wait for instructions.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#ifndef RAGGED
+#define RAGGED 0
+#endif
 
 #if IO == 0
 typedef float io_t;
@@ -27,10 +33,11 @@ constexpr bool WIDE_WEIGHTS = KB > 2;   // kept in shared memory instead of regi
 constexpr int WARP_TOKENS = 8 * S;
 constexpr int MAX_ROUTES = 8;
 
-// Step s is at position base + (s % n0) s0 + (s / n0) s1.
+// A route's lines are cut into segments of S steps, of which the last of a line may be shorter. Step i of segment q of
+// line l is at position base + l s1 + (q S + i) s0, and likewise among the slots of the map in shared memory.
 struct Route {
-  int n0, s0, s1, base;
-  float inverse_n0;
+  int length, segments, total, s0, s1, base, m0, m1, m_base;
+  float inverse_segments;
 };
 
 // Grid order: x (B, L, E); proj (B, K, L, 8 KB) with the given strides, zero or finite beyond Q; W (K, E, R),
@@ -39,8 +46,7 @@ struct Scan {
   const io_t *x, *proj;
   const float *W, *A, *D, *bias;
   long long proj_b, proj_k;
-  int proj_l, L, batch, K, E, tiles, rounds;
-  unsigned rows_magic;
+  int proj_l, L, batch, K, E, tiles, rounds, slots, segments, images;
   float scale;
   Route routes[MAX_ROUTES];
 };
@@ -152,10 +158,10 @@ template <typename T> __device__ __forceinline__ T load_at(const void *base, uns
   }
   return v;
 }
-__device__ __forceinline__ Row load_row(const io_t *base, unsigned row, int t) {
+__device__ __forceinline__ Row load_row(const char *at) {
   Row r;
 #pragma unroll
-  for (int w = 0; w < KB * WORDS; w++) r.w[w] = load_at<unsigned>(base, row + w * 16 + t * 4);
+  for (int w = 0; w < KB * WORDS; w++) r.w[w] = load_at<unsigned>(at, w * 16);
   return r;
 }
 // Step sizes' weights in units of ln 2 as column operands, each the sum of a high and a low part: 2 sets of 8 columns,
@@ -276,80 +282,102 @@ __device__ __forceinline__ Projected project(const Row &r0, const Row &r1, const
   return out;
 }
 
-// Positions of the S steps from t0 on; with GUARD, 0 for those beyond `count`.
-template <bool GUARD> __device__ __forceinline__ void positions(const Route &r, int t0, int count, int (&pos)[S]) {
-  const int q = (int)(((float)t0 + 0.5f) * r.inverse_n0), s0 = r.s0, jump = r.s1 - r.n0 * s0;
-  int left = r.n0 - (t0 - q * r.n0), at = r.base + (r.n0 - left) * s0 + q * r.s1;
-#pragma unroll
-  for (int i = 0; i < S; i++) {
-#if ONE_TURN
-    pos[i] = at + i * s0 + (i >= left ? jump : 0);
+#ifdef FIXED
+constexpr int STRIDE[] = {STRIDES}, SLOT_STRIDE[] = {SLOT_STRIDES};
+__device__ __forceinline__ int channels_of(const Scan &) { return CHANNELS; }
+__device__ __forceinline__ int row_of(const Scan &) { return PROJ_ROW; }
+__device__ __forceinline__ int routes_of(const Scan &) { return ROUTES; }
+template <int K> __device__ __forceinline__ int stride_of(const Route &) { return STRIDE[K]; }
+template <int K> __device__ __forceinline__ int slot_stride_of(const Route &) { return SLOT_STRIDE[K]; }
 #else
-    pos[i] = at;
-    at += s0;
-    if (--left == 0) left = r.n0, at += jump;
+__device__ __forceinline__ int channels_of(const Scan &p) { return p.E; }
+__device__ __forceinline__ int row_of(const Scan &p) { return p.proj_l; }
+__device__ __forceinline__ int routes_of(const Scan &p) { return p.K; }
+template <int K> __device__ __forceinline__ int stride_of(const Route &r) { return r.s0; }
+template <int K> __device__ __forceinline__ int slot_stride_of(const Route &r) { return r.m0; }
 #endif
-    if (GUARD && i >= count) pos[i] = 0;
-  }
-}
-// Where a position's 16 channels are in shared memory. Neighbouring segments of a column route would otherwise meet in
-// the same half of the banks: their positions differ by a multiple of an even width.
-__device__ __forceinline__ int slot(int pos, unsigned rows_magic) { return pos ^ ((pos * rows_magic >> 21) & 1); }
-// What leaves each warp's stretch of a round, for the next one: NS x 4 channels.
-template <int WARPS> struct Carries {
-  float4 leaves[WARPS][NS][4];
+constexpr int ANY = -1;  // the route that is known at run time only
+
+// Where a lane's segment is; `count` is 0 beyond the route's end.
+struct Segment {
+  int index, count, pos, slot;
 };
+__device__ __forceinline__ Segment segment_at(const Route &r, int index) {
+  const bool real = index < r.total;
+  const int q = real ? index : 0, line = (int)(((float)q + 0.5f) * r.inverse_segments), first = (q - line * r.segments) * S;
+  Segment out;
+  out.index = index, out.count = real ? (RAGGED ? min(S, r.length - first) : S) : 0;
+  out.pos = r.base + line * r.s1 + first * r.s0, out.slot = r.m_base + line * r.m1 + first * r.m0;
+  return out;
+}
+__device__ __forceinline__ Segment segment_of(const Route &r, int round, int warps, int warp, int g) {
+  return segment_at(r, (round * warps + warp) * 8 + g);
+}
+// Steps from a segment's start to step i, or 0 beyond the line's end.
+__device__ __forceinline__ int inside(const Segment &s, int i) { return RAGGED && i >= s.count ? 0 : i; }
+__device__ __forceinline__ bool there(const Segment &s, int i) { return RAGGED ? i < s.count : s.count > 0; }
 // Named barriers between a warp and the next, so that warps drift apart and their loads and arithmetic overlap.
 __device__ __forceinline__ void hand_over(int link) { asm volatile("bar.arrive %0, 64;" ::"r"(link + 1) : "memory"); }
 __device__ __forceinline__ void receive(int link) { asm volatile("bar.sync %0, 64;" ::"r"(link + 1) : "memory"); }
 
+constexpr int ROOM = 160;  // floats of a warp's exchange of 8 segments' values of 16 channels
+__device__ __forceinline__ int room_at(int t, int c) { return t * 40 + c * 8; }
+
 // A lane's segment maps what enters it, v, to leaves + through v. Replaces `leaves` by what enters this lane's segment,
 // from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order
-// along the route, and from the last one to the first of the next round.
-template <bool BACK, int WARPS>
-__device__ __forceinline__ void enter(Carries<WARPS> &carries, bool first_round, bool last_round,
-                                      float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp, int warps) {
-  const int g = lane >> 2, t = lane & 3;
-  const auto shifted = [](float v, int m) { return BACK ? __shfl_down_sync(~0u, v, m) : __shfl_up_sync(~0u, v, m); };
-#pragma unroll
-  for (int c = 0; c < 4; c++)
-#pragma unroll
-    for (int n = 0; n < NS; n++)
-#pragma unroll
-      for (int m = 4; m < 32; m <<= 1) {
-        const float d = shifted(through[c][n], m), s = shifted(leaves[c][n], m);
-        if (BACK ? lane + m < 32 : lane >= m) leaves[c][n] = fmaf(through[c][n], s, leaves[c][n]), through[c][n] *= d;
-      }
+// along the route, and from the last one to the first of the next round. Half a warp joins four segments of a channel
+// each: `room` turns lanes of segments into lanes of channels and back.
+template <bool BACK>
+__device__ __forceinline__ void enter(float *room, float *links, bool first_round, bool last_round,
+                                      const float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp, int warps) {
+  const int g = BACK ? 7 - (lane >> 2) : lane >> 2, t = lane & 3, channel = lane & 15;
+  const bool behind = lane >= 16;  // joins segments 4 to 7
   const int before = BACK ? warps - 1 - warp : warp, from = before ? before - 1 : warps - 1;
   const bool last = before == warps - 1, start = first_round && before == 0;
-  float in[4][NS];
+  __syncwarp();
 #pragma unroll
-  for (int n = 0; n < NS; n++) in[0][n] = in[1][n] = in[2][n] = in[3][n] = 0.f;
+  for (int n = 0; n < NS; n++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      room[n * 2 * ROOM + room_at(t, c) + g] = through[c][n];
+      room[(n * 2 + 1) * ROOM + room_at(t, c) + g] = leaves[c][n];
+    }
+  __syncwarp();
+  const int at = room_at(channel >> 2, channel & 3) + (behind ? 4 : 0);
+  float4 P[NS], h[NS];
+  float low_p[NS], low_h[NS], whole_p[NS], whole_h[NS];
+#pragma unroll
+  for (int n = 0; n < NS; n++) {
+    P[n] = *(const float4 *)(room + n * 2 * ROOM + at), h[n] = *(const float4 *)(room + (n * 2 + 1) * ROOM + at);
+    const float p4 = P[n].x * P[n].y * (P[n].z * P[n].w);
+    const float h4 = fmaf(P[n].w, fmaf(P[n].z, fmaf(P[n].y, h[n].x, h[n].y), h[n].z), h[n].w);
+    low_p[n] = __shfl_sync(~0u, p4, channel), low_h[n] = __shfl_sync(~0u, h4, channel);
+    whole_p[n] = low_p[n] * p4, whole_h[n] = fmaf(p4, low_h[n], h4);
+  }
   if (!start) {
     if (warps > 1) receive(from);
     else __syncwarp();
-#pragma unroll
-    for (int n = 0; n < NS; n++) {
-      const float4 v = carries.leaves[from][n][t];
-      in[0][n] = v.x, in[1][n] = v.y, in[2][n] = v.z, in[3][n] = v.w;
-    }
   }
+  float in[NS];
+#pragma unroll
+  for (int n = 0; n < NS; n++) in[n] = start ? 0.f : links[(from * NS + n) * 16 + channel];
   if (warps == 1) __syncwarp();
   if (!(last && last_round)) {
-    if (g == (BACK ? 0 : 7))
+    if (behind)
 #pragma unroll
-      for (int n = 0; n < NS; n++)
-        carries.leaves[before][n][t] =
-            make_float4(fmaf(through[0][n], in[0][n], leaves[0][n]), fmaf(through[1][n], in[1][n], leaves[1][n]),
-                        fmaf(through[2][n], in[2][n], leaves[2][n]), fmaf(through[3][n], in[3][n], leaves[3][n]));
+      for (int n = 0; n < NS; n++) links[(before * NS + n) * 16 + channel] = fmaf(whole_p[n], in[n], whole_h[n]);
     __syncwarp();
     if (warps > 1) hand_over(before);
   }
 #pragma unroll
-  for (int c = 0; c < 4; c++)
+  for (int n = 0; n < NS; n++) {
+    const float e0 = behind ? fmaf(low_p[n], in[n], low_h[n]) : in[n], e1 = fmaf(P[n].x, e0, h[n].x);
+    const float e2 = fmaf(P[n].y, e1, h[n].y), e3 = fmaf(P[n].z, e2, h[n].z);
+    *(float4 *)(room + (n * 2 + 1) * ROOM + at) = make_float4(e0, e1, e2, e3);
+  }
+  __syncwarp();
 #pragma unroll
-    for (int n = 0; n < NS; n++) {
-      const float d = shifted(through[c][n], 4), s = shifted(leaves[c][n], 4);
-      leaves[c][n] = g == (BACK ? 7 : 0) ? in[c][n] : fmaf(d, in[c][n], s);
-    }
+  for (int n = 0; n < NS; n++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) leaves[c][n] = room[(n * 2 + 1) * ROOM + room_at(t, c) + g];
 }

@@ -1,45 +1,53 @@
-// Forward of the projected scan. A block owns 16 channels of one image and holds their merged output in shared memory,
+// Forward of the projected scan. A block owns 16 channels of a few images and holds their merged output in shared memory,
 // so that the routes, one after the other, add to it without partial maps in device memory. Within a route, its threads
 // scan a round of 8 x warps segments at a time: each segment from zero, then the state entering it from those before.
-// Defines besides those of common.cuh: THREADS (largest block), SAVE (0, or steps between saved states).
+// Defines besides those of common.cuh: THREADS (largest block), SAVE (whether to save the state before every segment).
 #include "common.cuh"
 
 struct Out {
   io_t *out;     // (B, L, E)
-  float *saved;  // (B, K, ceil(L / SAVE), NS, E): state before every SAVE-th step, in units of ln 2
+  float *saved;  // (B, K, segments, NS, E), in units of ln 2
 };
-
-constexpr int MAX_WARPS = THREADS / 32, BATCH = 12;
 
 struct Walker {
   const Scan &p;
   const Out &o;
-  Carries<MAX_WARPS> &carries;
-  float4 *y;
+  float *room, *links;
+  float4 *y, *maps;  // of the image at hand, and of all
   Weights weights;
   Selector selector;
   float a[4][NS], bias[4];
-  int lane, g, t, warp, warps, e_count, b, channel;
-  const io_t *x;  // of the image's tile; the same for all lanes
-  unsigned x_lane;
+  int lane, g, t, warp, warps, e_count, first_image, b, channel, route;
+  const char *x, *proj;  // at the lane's first channel, and at its part of the route's projections
 
   // Of the current round: decays since the segment's start, states from zero, C.
   float P[S][4][NS], h[S][4][NS], C[S][NS];
-  int pos[S];
+  quad_t raw_x[S];
+  Row rows[S + 1];
+  Segment at;
 
-  __device__ __forceinline__ Walker(const Scan &p, const Out &o, Carries<MAX_WARPS> &carries, float4 *y, char *room)
-      : p(p), o(o), carries(carries), y(y) {
+  __device__ __forceinline__ Walker(const Scan &p, const Out &o, char *shared) : p(p), o(o) {
     lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    b = blockIdx.x / p.tiles;
+    first_image = blockIdx.x / p.tiles * (MANY ? p.images : 1);
     channel = (blockIdx.x % p.tiles) * TILE;
     e_count = min(TILE, p.E - channel);
-    weights.shared = (Weights::part_t *)room;
+    maps = (float4 *)shared;
+    links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
+    float *rooms = links + warps * NS * TILE;
+    room = rooms + warp * NS * 2 * ROOM;
+    weights.shared = (Weights::part_t *)(rooms + warps * NS * 2 * ROOM);
     selector.load(g, t);
-    x = p.x + (long long)b * p.L * p.E + channel;
-    // Lanes beyond the last channel read the tile's first ones; their results are dropped.
-    x_lane = (4 * t < e_count ? 4 * t : 0) * sizeof(io_t);
   }
+  __device__ __forceinline__ void start_image(int k, int image) {
+    b = first_image + image;
+    y = MANY ? maps + image * p.slots * 4 : maps;
+    // Lanes beyond the last channel read the tile's first ones; their results are dropped.
+    x = (const char *)(p.x + (long long)b * p.L * p.E + channel + (4 * t < e_count ? 4 * t : 0));
+    proj = (const char *)(p.proj + b * p.proj_b + k * p.proj_k) + t * 4;
+  }
+  template <int K> __device__ __forceinline__ int at_route() const { return K == ANY ? route : K; }
   __device__ __forceinline__ void start_route(int k) {
+    route = k;
     const long long ke = (long long)k * p.E + channel;
     weights.load(p.W + ke * R, e_count, g, t, warp == 0);
     const bool ok = 4 * t < e_count;
@@ -52,17 +60,19 @@ struct Walker {
     if (WIDE_WEIGHTS) __syncthreads();
   }
 
-  template <bool GUARD> __device__ __forceinline__ void scan_segment(int k, int t0, int count) {
-    const io_t *proj = p.proj + b * p.proj_b + k * p.proj_k;
-    const unsigned x_row = p.E * (unsigned)sizeof(io_t), proj_row = p.proj_l * (unsigned)sizeof(io_t);
-    positions<GUARD>(p.routes[k], t0, count, pos);
-    quad_t raw_x[S];
-    Row rows[S + 1];
+  template <int K> __device__ __forceinline__ void load(const Segment &s, const Route &r) {
+    const int x_row = channels_of(p) * (int)sizeof(io_t), proj_row = row_of(p) * (int)sizeof(io_t);
+    const char *x_at = x + (long long)s.pos * x_row, *proj_at = proj + (long long)s.pos * proj_row;
 #pragma unroll
     for (int i = 0; i < S; i++) {
-      raw_x[i] = load_at<quad_t>(x, (unsigned)pos[i] * x_row + x_lane);
-      rows[i] = load_row(proj, (unsigned)pos[i] * proj_row, t);
+      raw_x[i] = load_at<quad_t>(x_at, 0);
+      rows[i] = load_row(proj_at);
+      const int stride = there(s, i + 1) || !RAGGED ? stride_of<K>(r) : 0;
+      x_at += stride * x_row, proj_at += stride * proj_row;
     }
+  }
+
+  __device__ __forceinline__ void scan_segment() {
     rows[S] = rows[S - 1];
 #pragma unroll
     for (int i0 = 0; i0 < S; i0 += 2) {
@@ -75,7 +85,7 @@ struct Walker {
 #pragma unroll
         for (int c = 0; c < 4; c++) {
           float step = softplus2(v.raw[i - i0][c]);
-          if (GUARD) step = i < count ? step : 0.f;
+          if (RAGGED) step = i < at.count ? step : 0.f;
           const float in = step * xs[c];
 #pragma unroll
           for (int n = 0; n < NS; n++) {
@@ -90,107 +100,108 @@ struct Walker {
     }
   }
 
-  template <bool GUARD, bool LAST>
-  __device__ __forceinline__ void add_outputs(int k, int t0, int count, const float (&entry)[4][NS]) {
-#if SAVE
-    const int steps = (p.L + SAVE - 1) / SAVE;
-    int m = (t0 + SAVE - 1) / SAVE, next = m * SAVE - t0;
-    float *to = o.saved + (((long long)b * p.K + k) * steps + m) * NS * p.E + channel + 4 * t;
-#endif
-    float4 *y_lane = y + t;
-    float before[4][NS];
+  // The first route starts every position with what the skip weights add, in y's units of ln 2.
+  template <int K>
+  __device__ __forceinline__ void add_output(const Route &r, int i, quad_t skipped, const float (&skip)[4],
+                                             const float (&entry)[4][NS]) {
+    const bool first = at_route<K>() == 0, last = at_route<K>() == routes_of(p) - 1;
+    const bool real = there(at, i);
+    float4 &kept = y[(at.slot + inside(at, i) * slot_stride_of<K>(r)) * 4 + t];
+    float v[4];
+    if (first) {
+      const float4 x4 = widen(skipped);
+      v[0] = skip[0] * x4.x, v[1] = skip[1] * x4.y, v[2] = skip[2] * x4.z, v[3] = skip[3] * x4.w;
+    } else {
+      const float4 old = kept;
+      v[0] = old.x, v[1] = old.y, v[2] = old.z, v[3] = old.w;
+    }
 #pragma unroll
     for (int c = 0; c < 4; c++)
 #pragma unroll
-      for (int n = 0; n < NS; n++) before[c][n] = entry[c][n];
-    const float by = LN2 * p.scale;
-    const long long image = (long long)b * p.L * p.E + channel + 4 * t;
-#pragma unroll
-    for (int i = 0; i < S; i++) {
-      if (GUARD && i >= count) break;
-      float4 &at = y_lane[slot(pos[i], p.rows_magic) * 4];
-      float v[4] = {at.x, at.y, at.z, at.w};
-#if SAVE
-      if (i == next) {
-        if (4 * t < e_count)
-#pragma unroll
-          for (int n = 0; n < NS; n++)
-            *(float4 *)(to + n * p.E) = make_float4(before[0][n], before[1][n], before[2][n], before[3][n]);
-        to += NS * p.E, next += SAVE;
-      }
-#endif
-#pragma unroll
-      for (int c = 0; c < 4; c++)
-#pragma unroll
-        for (int n = 0; n < NS; n++) {
-          before[c][n] = fmaf(P[i][c][n], entry[c][n], h[i][c][n]);
-          v[c] = fmaf(C[i][n], before[c][n], v[c]);
-        }
-      if (!LAST) at = make_float4(v[0], v[1], v[2], v[3]);
-      else if (4 * t < e_count)
-        *reinterpret_cast<quad_t *>(o.out + image + (long long)pos[i] * p.E) =
-            narrow(make_float4(by * v[0], by * v[1], by * v[2], by * v[3]));
+      for (int n = 0; n < NS; n++) v[c] = fmaf(C[i][n], fmaf(P[i][c][n], entry[c][n], h[i][c][n]), v[c]);
+    if (!last) {
+      if (real) kept = make_float4(v[0], v[1], v[2], v[3]);
+    } else if (real && 4 * t < e_count) {
+      const long long pos = (long long)b * p.L + at.pos + i * stride_of<K>(r);
+      const float by = LN2 * p.scale;
+      *(quad_t *)(o.out + pos * channels_of(p) + channel + 4 * t) =
+          narrow(make_float4(by * v[0], by * v[1], by * v[2], by * v[3]));
     }
   }
+  __device__ __forceinline__ void save(int k, const float (&entry)[4][NS]) {
+    if (at.count == 0 || 4 * t >= e_count) return;
+    float *to = o.saved + (((long long)b * p.K + k) * p.segments + at.index) * NS * channels_of(p) + channel + 4 * t;
+#pragma unroll
+    for (int n = 0; n < NS; n++)
+      *(float4 *)(to + n * channels_of(p)) = make_float4(entry[0][n], entry[1][n], entry[2][n], entry[3][n]);
+  }
 
-  __device__ __forceinline__ void walk(int k) {
+  template <int K> __device__ __forceinline__ void walk_image(const Route &r, const float (&skip)[4]) {
+    at = segment_of(r, 0, warps, warp, g);
+    load<K>(at, r);
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {
-      const int first = (round * warps + warp) * WARP_TOKENS, t0 = first + g * S, count = min(max(p.L - t0, 0), S);
-      const bool whole = first + WARP_TOKENS <= p.L;
-      if (whole) scan_segment<false>(k, t0, count);
-      else scan_segment<true>(k, t0, count);
+      const bool more = round + 1 < p.rounds;
+      scan_segment();
       float through[4][NS], entry[4][NS];
 #pragma unroll
       for (int c = 0; c < 4; c++)
 #pragma unroll
         for (int n = 0; n < NS; n++) through[c][n] = P[S - 1][c][n], entry[c][n] = h[S - 1][c][n];
-      enter<false>(carries, round == 0, round + 1 == p.rounds, through, entry, lane, warp, warps);
-      if (k + 1 == p.K && whole) add_outputs<false, true>(k, t0, count, entry);
-      else if (k + 1 == p.K) add_outputs<true, true>(k, t0, count, entry);
-      else if (whole) add_outputs<false, false>(k, t0, count, entry);
-      else add_outputs<true, false>(k, t0, count, entry);
+      enter<false>(room, links, round == 0, !more, through, entry, lane, warp, warps);
+      if (SAVE) save(at_route<K>(), entry);
+      quad_t skipped[S];
+#pragma unroll
+      for (int i = 0; i < S; i++) skipped[i] = raw_x[i];
+      const Segment next = segment_of(r, round + 1, warps, warp, g);
+      if (more) load<K>(next, r);  // after the carries, which would otherwise wait behind it
+#pragma unroll
+      for (int i = 0; i < S; i++) add_output<K>(r, i, skipped[i], skip, entry);
+      at = next;
     }
   }
-
-  // y starts as what the skip weights add: x times the sum of D, in y's units of ln 2.
-  __device__ __forceinline__ void start() {
-    const int q = threadIdx.x & 3;
+  template <int K> __device__ __forceinline__ void walk() {
+    const int k = at_route<K>();
+    const Route &r = p.routes[k];
     float skip[4] = {};
-    if (p.D && 4 * q < e_count)
-      for (int r = 0; r < p.K; r++)
+    if (k == 0 && p.D && 4 * t < e_count)
+      for (int i = 0; i < routes_of(p); i++)
 #pragma unroll
-        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)r * p.E + channel + 4 * q + c];
-    const int stride = blockDim.x >> 2;
+        for (int c = 0; c < 4; c++) skip[c] += LOG2E * p.D[(long long)i * p.E + channel + 4 * t + c];
+    const int images = MANY ? min(p.images, p.batch - first_image) : 1;
 #pragma unroll 1
-    for (int first = threadIdx.x >> 2; first < p.L; first += BATCH * stride) {
-      quad_t u[BATCH];  // all on their way before the first is used
-#pragma unroll
-      for (int i = 0; i < BATCH; i++)
-        u[i] = load_at<quad_t>(x, (unsigned)min(first + i * stride, p.L - 1) * (p.E * (unsigned)sizeof(io_t)) + x_lane);
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        const int l = first + i * stride;
-        const float4 v = widen(u[i]);
-        if (l < p.L)
-          y[slot(l, p.rows_magic) * 4 + q] = make_float4(skip[0] * v.x, skip[1] * v.y, skip[2] * v.z, skip[3] * v.w);
-      }
+    for (int image = 0; image < images; image++) {
+      if (image) __syncthreads();  // a warp's carries of the last image have been taken
+      start_image(k, image);
+      walk_image<K>(r, skip);
     }
-    __syncthreads();
+  }
+#ifdef FIXED
+  template <int K> __device__ __forceinline__ void walk_from() {
+    if (K) __syncthreads();  // the routes add to the same map
+    start_route(K);
+    walk<K>();
+    if constexpr (K + 1 < ROUTES) walk_from<K + 1>();
+  }
+#endif
+  __device__ __forceinline__ void walk_all() {
+#ifdef FIXED
+    walk_from<0>();
+#else
+#pragma unroll 1
+    for (int k = 0; k < p.K; k++) {
+      if (k) __syncthreads();
+      start_route(k);
+      walk<ANY>();
+    }
+#endif
   }
 };
 
-// Shared memory: y (L, 16) floats with L rounded up to even, the weights where they are kept there.
+// Shared memory: y (images, slots, 16) floats, the warps' links (NS, 16) and rooms (NS, 2, ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_forward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
-  extern __shared__ float4 y[];
-  __shared__ Carries<MAX_WARPS> carries;
-  Walker w(p, o, carries, y, (char *)(y + (p.L + 1) / 2 * 8));
-  w.start();
-#pragma unroll 1
-  for (int k = 0; k < p.K; k++) {
-    if (k) __syncthreads();  // the routes add to the same map
-    w.start_route(k);
-    w.walk(k);
-  }
+  extern __shared__ float4 shared[];
+  Walker w(p, o, (char *)shared);
+  w.walk_all();
 }
