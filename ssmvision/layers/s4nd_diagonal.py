@@ -167,7 +167,7 @@ class S4DKernel(AxisKernel):
             dt = torch.stack([step * rate for step, rate in zip(dt.unbind(0), rates, strict=True)])
         elif rates[0] != 1:
             dt = dt * rates[0]
-        return dt, A, named["B"][:, 0], C
+        return dt, A, named["B"].squeeze(1), C
 
     @classmethod
     def generate_batch(cls, kernels: Sequence[Any], length: int, rates: Sequence[float]) -> Tensor:

@@ -120,7 +120,7 @@ class S4Kernel(S4DKernel):
         stored = stack([k.P for k in kernels])
         if stored.shape[1] == 1:
             dt, A, B, C = cls._trained(kernels, rates)
-            return dplr_taps(dt, A.re, A.im, B, C, stored[:, 0], nodes, length)
+            return dplr_taps(dt, A.re, A.im, B, C, stored.squeeze(1), nodes, length)
         P = from_last_axis(stored)
         P = Pair(tile(P.re, kernels[0].d_model), tile(P.im, kernels[0].d_model))
         return dplr_kernel(*cls._continuous(kernels, rates), P, nodes, length)
