@@ -1,9 +1,9 @@
 // Separable convolution of small planes, LY x LX <= 64 x 64: a warp owns a feature and walks over its images.
 //
-// A plane and the Toeplitz matrices of its axes are cut into 8 x 8 tiles as the tensor cores take them: lane (g, t) holds
-// row g and columns 2t, 2t + 1 in one register. A tile of a Toeplitz matrix depends on its block diagonal only, so 2N - 1
-// registers hold the matrix of an axis of N tiles. A product's result has the layout of the next product's left operand,
-// so what lies between the axes stays in registers.
+// A plane and the Toeplitz matrices of its axes are cut into 8 x 8 tiles as the tensor cores take them: lane (g, t)
+// holds row g and columns 2t, 2t + 1 in one register. A tile of a Toeplitz matrix depends on its block diagonal only, so
+// 2N - 1 registers hold the matrix of an axis of N tiles. A product's result has the layout of the next product's left
+// operand, so what lies between the axes stays in registers. plane_block.cuh: up to 128 x 128, in the same tiles.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -241,7 +241,7 @@ template <int TEAM> __device__ __forceinline__ void fetch(char *slot, const Maps
 #pragma unroll
     for (int q = q0; q < q0 + BATCH && q < P * COPIES; q++) {
       const int p = q / COPIES, place = q % COPIES * THREADS + thread;
-      // Threads with nothing left repeat the last copy, so that none of these loads waits behind a branch.
+      // Threads with nothing left repeat the last load, so that none of these waits behind a branch.
       const chunk c(VEC == 2 ? min(place, chunk::ALL - 1) : place);
       const char *from = (const char *)(maps.at + h * maps.feature + min(b + p, end - 1) * maps.image);
       from += DENSE ? c.dense : 2ll * c.row * maps.row + c.column;
@@ -251,8 +251,9 @@ template <int TEAM> __device__ __forceinline__ void fetch(char *slot, const Maps
     if constexpr (VEC == 2) {
 #pragma unroll
       for (int q = q0; q < q0 + BATCH && q < P * COPIES; q++) {
-        const chunk c(min(q % COPIES * THREADS + thread, chunk::ALL - 1));
-        *(unsigned short *)(slot + q / COPIES * PLANE + c.slot) = b + q / COPIES < end ? held[q - q0] : 0;
+        const chunk c(q % COPIES * THREADS + thread);
+        const unsigned short value = b + q / COPIES < end ? held[q - q0] : 0;
+        if (chunk::ALL % THREADS == 0 || c.inside()) *(unsigned short *)(slot + q / COPIES * PLANE + c.slot) = value;
       }
     }
   }
