@@ -1,8 +1,8 @@
 // Separable convolution of small planes, LY x LX <= 64 x 64: a warp owns a feature and walks over its images.
 //
 // A plane and the Toeplitz matrices of its axes are cut into 8 x 8 tiles as the tensor cores take them: lane (g, t)
-// holds row g and columns 2t, 2t + 1 in one register. A tile of a Toeplitz matrix depends on its block diagonal only, so
-// 2N - 1 registers hold the matrix of an axis of N tiles. A product's result has the layout of the next product's left
+// holds row g and columns 2t, 2t + 1 in one register. A tile of a Toeplitz matrix depends on its block diagonal only,
+// so 2N - 1 registers hold the matrix of an axis of N tiles. A product's result has the layout of the next product's left
 // operand, so what lies between the axes stays in registers. plane_block.cuh: up to 128 x 128, in the same tiles.
 #pragma once
 #include <cuda_bf16.h>
@@ -108,8 +108,8 @@ __device__ __forceinline__ void load_row(u32 (&r)[NX], u32 plane, int tile) {
   load_line<false, NX, 16>(r, plane + (tile * 8 + (lane & 7)) * PITCH + (lane >> 3) * 16);
 }
 
-// A strip of 16 rows of K tiles as the left operand; `lower`, whether its lower half exists. Of a transposed strip, which
-// is two columns of tiles, `at` is the first tile's address, else that of the first row.
+// A strip of 16 rows of K tiles as the left operand; `lower`, whether its lower half exists. Of a transposed strip,
+// which is two columns of tiles, `at` is the first tile's address, else that of the first row.
 template <int K, bool TRANSPOSE, int ROW>
 __device__ __forceinline__ void load_left(u32 (&r)[(K + 1) / 2][4], u32 at, bool lower) {
   constexpr int HALF = TRANSPOSE ? 16 : 8 * ROW, STEP = TRANSPOSE ? 8 * ROW : 16;  // bytes from tile to tile
@@ -143,8 +143,8 @@ template <bool TRANSPOSED> __device__ __forceinline__ u32 toeplitz_tile(const Ta
   return pack(tap(at, k, lag), tap(at, k, TRANSPOSED ? lag + 1 : lag - 1));
 }
 
-// A register that the compiler takes for another than those of the same value: operands of an MMA must be neighbours, and
-// one register of a tile with many neighbours would be moved before each.
+// A register that the compiler takes for another than those of the same value: operands of an MMA must be neighbours,
+// and one register of a tile with many neighbours would be moved before each.
 __device__ __forceinline__ u32 own(u32 v) {
   asm volatile("" : "+r"(v));
   return v;
@@ -210,8 +210,8 @@ template <int PENDING> __device__ __forceinline__ void await() {
   __syncwarp();
 }
 
-// The thread of TEAM warps that work together, one or the whole block. Where there are many copies it is opaque to the compiler, which would keep
-// the addresses of all in registers through the loop over images.
+// The thread of TEAM warps that work together, one or the whole block. Where there are many copies it is opaque to the
+// compiler, which would keep the addresses of all in registers through the loop over images.
 template <int TEAM, int COPIES> __device__ __forceinline__ int member() {
   int thread = TEAM == 1 ? threadIdx.x & 31 : threadIdx.x;
   if (COPIES > 8 * 32 * TEAM) asm volatile("" : "+r"(thread));
@@ -229,8 +229,8 @@ template <int WIDTH> struct Chunk {
   __device__ __forceinline__ bool inside() const { return dense < ALL * WIDTH; }
 };
 
-// Copies the planes of images b .. b + P - 1 to shared memory, those from `end` on as zeros. Copies of 4 bytes or more are
-// only queued; smaller ones go through registers, several of them at once.
+// Copies the planes of images b .. b + P - 1 to shared memory, those from `end` on as zeros. Copies of 4 bytes or more
+// are only queued; smaller ones go through registers, several of them at once.
 template <int TEAM> __device__ __forceinline__ void fetch(char *slot, const Maps &maps, int h, int b, int end) {
   typedef Chunk<VEC> chunk;
   constexpr int THREADS = 32 * TEAM, COPIES = (chunk::ALL + THREADS - 1) / THREADS, BATCH = VEC == 2 ? 16 : 1;
@@ -324,8 +324,8 @@ __device__ __forceinline__ void multiply_pair(float (&c)[4], Left left, int k, u
   else mma8(c, left(0, k), left(1, k), b0);
 }
 
-// Runs through a plane's N lines of K tiles, its rows or (transposed) columns, two tiles of every line at a time, so that
-// products that wait for each other have others between them: step(line, tile, register, register of the next tile).
+// Runs through a plane's N lines of K tiles, its rows or (transposed) columns, two tiles of every line at a time, so
+// that products that wait for each other have others between them: step(line, tile, register, register of the next tile).
 template <bool COLUMNS, int K, int N, typename Step> __device__ __forceinline__ void walk_lines(u32 plane, Step step) {
   constexpr int ACROSS = COLUMNS ? 16 : 8 * PITCH, ALONG = COLUMNS ? 8 * PITCH : 16;
   const int lane = threadIdx.x & 31;

@@ -12,7 +12,8 @@ constexpr int SLOT = P * PLANE;
 __device__ __forceinline__ void sync_block() { asm volatile("bar.sync 0, 64;" ::: "memory"); }
 
 // Sums along diagonals of accumulated tiles (Q of 16 x 8, the first on block diagonal 1 - N) into out[lag + L - 1].
-template <int N, int L, int Q> __device__ __forceinline__ void diagonal_sums(float *out, float *work, const float (&c)[Q][4]) {
+template <int N, int L, int Q>
+__device__ __forceinline__ void diagonal_sums(float *out, float *work, const float (&c)[Q][4]) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int q = 0; q < Q; q++) {
@@ -47,7 +48,8 @@ __device__ __forceinline__ void add_rows(float (&sum)[QY][4], float (&sum_d)[4],
       multiply_pair<NX>(sum[2 * i - j + NY - 1], [&](int half, int k) { return v[half][k]; }, k, b0, b1);
       // Both rows of tiles count as one: the lower half of the left operand stays empty.
       if (SKIP && j / 2 == i)
-        multiply_pair<NX>(sum_d, [&](int half, int k) { return half ? 0u : rows[k / 2][j % 2 + 2 * (k % 2)]; }, k, b0, b1);
+        multiply_pair<NX>(sum_d, [&](int half, int k) { return half ? 0u : rows[k / 2][j % 2 + 2 * (k % 2)]; }, k, b0,
+                          b1);
     });
   }
 }

@@ -5,7 +5,7 @@
 constexpr int STRIPS = MY > MX ? MY : MX;
 template <int N> struct Table { static constexpr int BYTES = (2 * N - 1) * 256; };
 
-// Neighbouring tiles of a Toeplitz matrix of N x N tiles as the right operand, by block diagonal; BACK as in RightToeplitz.
+// Neighbouring tiles of a Toeplitz matrix of N x N tiles as the right operand, by block diagonal; BACK: RightToeplitz's.
 template <int N, bool BACK> __device__ __forceinline__ void fill_table(uint2 *table, const Taps &k, int h) {
   for (int q = threadIdx.x / 32; q < 2 * N - 1; q += STRIPS) {
     const int d = q + 1 - N;

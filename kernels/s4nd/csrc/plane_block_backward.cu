@@ -4,8 +4,10 @@
 #include "plane_block.cuh"
 #include "plane_sum.cuh"
 
-// Sums along diagonals of an L x L matrix of N x N tiles of 8, whose strips of 16 rows the warps hold, into out[lag + L - 1].
-template <int N, int L> __device__ __forceinline__ void diagonal_sums(float *out, float *work, const float (&c)[N][4], int i) {
+// Sums along diagonals of an L x L matrix of N x N tiles of 8, whose strips of 16 rows the warps hold, into
+// out[lag + L - 1].
+template <int N, int L>
+__device__ __forceinline__ void diagonal_sums(float *out, float *work, const float (&c)[N][4], int i) {
   constexpr int STRIP = N * 128;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   __syncthreads();
@@ -29,7 +31,8 @@ template <int N, int L> __device__ __forceinline__ void diagonal_sums(float *out
   }
 }
 
-__device__ __forceinline__ void add_rows(float (&sum)[NY][4], float (&sum_d)[4], u32 u, u32 dy, int i, const uint2 *table) {
+__device__ __forceinline__ void add_rows(float (&sum)[NY][4], float (&sum_d)[4], u32 u, u32 dy, int i,
+                                         const uint2 *table) {
   u32 rows[(NX + 1) / 2][4], v[2][NX];
   load_left<NX, false, PITCH>(rows, dy + i * 16 * PITCH, 2 * i + 1 < NY);
   float w[NX][4] = {};
@@ -47,7 +50,8 @@ __device__ __forceinline__ void add_rows(float (&sum)[NY][4], float (&sum_d)[4],
       load_row(right, u, 2 * i + half);
 #pragma unroll
       for (int k = 0; k < NX; k += 2)
-        multiply_pair<NX>(sum_d, [&](int lower, int k) { return lower ? 0u : left[k]; }, k, right[k], right[k + 1 < NX ? k + 1 : k]);
+        multiply_pair<NX>(sum_d, [&](int lower, int k) { return lower ? 0u : left[k]; }, k, right[k],
+                          right[k + 1 < NX ? k + 1 : k]);
     }
   }
 }
@@ -84,7 +88,8 @@ __device__ __forceinline__ void write_strip(char *plane, u32 z, int i, const uin
 
 extern "C" __global__ void __launch_bounds__(32 * STRIPS, BLOCKS) plane_block_backward(const Plane a) {
   extern __shared__ uint4 shared[];
-  constexpr int SLOTS = 2 * STAGES * PLANE, TABLES = SLOTS + PLANE_Z, END = TABLES + Table<NX>::BYTES + Table<NY>::BYTES;
+  constexpr int SLOTS = 2 * STAGES * PLANE, TABLES = SLOTS + PLANE_Z;
+  constexpr int END = TABLES + Table<NX>::BYTES + Table<NY>::BYTES;
   constexpr int WORK_Y = 512 * NY * MY, WORK_X = 512 * NX * MX, WORK = WORK_Y > WORK_X ? WORK_Y : WORK_X;
   static_assert((END > WORK ? END : WORK) == SHARED_BYTES, "cuda_config.py counts the shared memory too");
   char *us = (char *)shared, *dys = us + STAGES * PLANE, *zs = us + SLOTS;

@@ -16,7 +16,8 @@ __device__ __forceinline__ float trace(const float (&c)[4]) {
 
 // Sums over the chunks: gradients (H, taps) of both axes' taps and (H) of D.
 extern "C" __global__ void plane_sum(const Plane a, float *dy, float *dx, float *dD) {
-  const int width = a.y.taps + a.x.taps + 1, i = blockIdx.x * blockDim.x + threadIdx.x, h = i / width, place = i % width;
+  const int width = a.y.taps + a.x.taps + 1, i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int h = i / width, place = i % width;
   if (h >= a.H) return;
   const bool first = place < a.y.taps, last = place == width - 1;
   const int t = first ? place : place - a.y.taps;
