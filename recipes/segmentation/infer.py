@@ -172,7 +172,7 @@ class Predictor:
         return [edge if edge > 0 else usual for edge, usual in zip(target, reference, strict=False)]
 
     def placements(self) -> list[Placement]:
-        """The ways to run in the order of trying: fewer windows at a time, then sums on the CPU, then all of it there."""
+        """Ways to run in the order of trying: fewer windows at a time, then sums on the CPU, then all of it there."""
         cpu, batch = torch.device("cpu"), self.window_batch
         batches = [batch >> i for i in range(batch.bit_length())]
         ways = [Placement(self.device, self.device, n) for n in batches]

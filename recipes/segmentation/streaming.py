@@ -151,8 +151,13 @@ class Accumulator:
         first, second, _ = self.grid.order
         a, _, _ = self._window
         _, width, length = self._size
-        planes = torch.empty(classes + 1, self.grid.kept(first), width, length, device=self.device)
-        return planes, torch.empty(classes + 1, a, self.grid.kept(second), length, device=self.device)
+        planes = self._zeros(classes + 1, self.grid.kept(first), width, length)
+        return planes, self._zeros(classes + 1, a, self.grid.kept(second), length)
+
+    def _zeros(self, classes: int, *sizes: int) -> Tensor:
+        # In memory the axes lie as in the windows: one pass over both then reads and writes in sequence.
+        stored = [sizes[self.grid.order.index(axis)] for axis in range(3)]
+        return torch.zeros(classes, *stored, device=self.device).permute(0, *(1 + axis for axis in self.grid.order))
 
     def _load(self, place: Triple, first: int, last: int) -> Tensor:
         """Sums so far over the columns [first, last) along c of the window's row."""
@@ -162,7 +167,7 @@ class Accumulator:
         row = self._start(1, j)
         old_a = a - self._step(0, i - 1) if i else 0
         old_b = b - self._step(1, j - 1) if j else 0
-        sums = torch.zeros(len(planes), a, b, last - first, device=self.device)
+        sums = self._zeros(len(planes), a, b, last - first)
         sums[:, :, :old_b] = rows[:, :, :old_b, first:last]
         sums[:, :old_a, old_b:] = planes[:, :old_a, row + old_b : row + b, first:last]
         return sums
