@@ -72,7 +72,7 @@ class Regrid:
     @property
     def matrix(self) -> NDArray[np.float64]:
         """(4, 4), voxel index on the network's grid to voxel index on the turned one."""
-        return np.linalg.solve(self.turned_affine, self.affine)
+        return np.asarray(np.linalg.solve(self.turned_affine, self.affine), dtype=np.float64)
 
     def turn(self, stored: NDArray[Any]) -> NDArray[Any]:
         """View of an array (..., X, Y, Z) in stored order with its axes as the network has them."""
@@ -89,7 +89,8 @@ class Regrid:
 
     def backward(self, axis: int) -> RegriddedBlocks:
         """Takes blocks on the network's grid that arrive in order along `axis`, gives those on the turned grid."""
-        return RegriddedBlocks(np.linalg.inv(self.matrix), self.shape, self.turned_shape, axis)
+        back = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
+        return RegriddedBlocks(back, self.shape, self.turned_shape, axis)
 
 
 def _apply(array: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
@@ -143,8 +144,8 @@ def _sample(
     places[0] = places[0].clamp(0, size - 1) - low
     scaled = [(2 * place + 1) / n - 1 for place, n in zip(places, planes.shape[1:], strict=True)]
     grid = torch.stack(scaled[::-1], -1)[None]
-    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
-    return functional.grid_sample(planes[None].double(), grid, **options)[0].float()
+    found = functional.grid_sample(planes[None].double(), grid, "bilinear", "border", align_corners=False)
+    return found[0].float()
 
 
 class RegriddedBlocks:

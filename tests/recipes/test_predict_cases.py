@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation import maps as maps_module
 from ssmvision.recipes.segmentation import predict
-from ssmvision.recipes.segmentation.config import PredictConfig
+from ssmvision.recipes.segmentation.architecture import build_network, plan_network
+from ssmvision.recipes.segmentation.config import ModelConfig, PredictConfig
 from ssmvision.recipes.segmentation.ensemble import mirrored
-from ssmvision.recipes.segmentation.infer import Predictor
+from ssmvision.recipes.segmentation.infer import Predictor, load_model
 from ssmvision.recipes.segmentation.maps import Maps
 from ssmvision.recipes.segmentation.memory_plan import Placement, container_bytes
 from ssmvision.recipes.segmentation.preprocessing import ChannelScale, Preprocessing
-from ssmvision.recipes.segmentation.weights import ModelCard
+from ssmvision.recipes.segmentation.weights import ModelCard, save_model
 from ssmvision.recipes.segmentation.writing import GEOMETRY
 from tests.recipes.synthetic import OBLIQUE, ball, save
 
@@ -206,6 +207,41 @@ def test_fewer_windows_at_a_time_when_memory_is_short_and_the_same_labels() -> N
     on_gpu.device = torch.device("cuda", 0)
     ways = [(way.device.type, way.stitch.type, way.batch) for way in on_gpu.placements()]
     assert ways == [("cuda", "cuda", 2), ("cuda", "cuda", 1), ("cuda", "cpu", 1), ("cpu", "cpu", 1)]
+
+
+def saved(folder: Path, seed: int) -> Path:
+    """Run folder of a small untrained network."""
+    torch.manual_seed(seed)
+    config = ModelConfig(mixer="none", features_per_stage=(2, 4), n_conv_per_stage=1, n_conv_per_stage_decoder=1)
+    plan = plan_network(config, (8, 8, 8), (1.0, 1.0, 1.0), 1, 2)
+    folder.mkdir()
+    save_model(folder, build_network(plan), replace(card(patch=(8, 8, 8)), architecture=plan))
+    return folder
+
+
+def test_a_run_with_folds_mirroring_and_maps_goes_on_after_a_bad_case(tmp_path: Path) -> None:
+    runs = [saved(tmp_path / f"fold_{i}", i) for i in range(2)]
+    source, out = tmp_path / "images", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        save(source / f"{name}.nii.gz", ball(SHAPE)[0])
+    (source / "b.nii.gz").write_bytes((source / "b.nii.gz").read_bytes()[:-40])
+    config = PredictConfig(runs[0], source, out, tta="mirror", ensemble=(runs[1],), uncertainty=True, device="cpu")
+    with pytest.raises(UserError, match=r"1 of 3 case\(s\) failed; .*b\.nii\.gz: truncated or corrupt"):
+        predict.run(config)
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("a.nii.gz", "a_uncertainty.nii.gz", "c.nii.gz", "c_uncertainty.nii.gz"),
+    ]
+    predictor = load_model(runs[0], "cpu", mirror_axes=None, ensemble=[runs[1]])
+    expected = predictor(ball(SHAPE)[0], nibabel.load(source / "a.nii.gz").affine)
+    np.testing.assert_array_equal(nibabel.load(out / "a.nii.gz").dataobj, expected)
+    for changes, message in (
+        ({"mirror_axes": (0,)}, r"both tta=mirror \(all axes\) and mirror_axes are given"),
+        ({"memory_gb": 0.0}, r"memory_gb is 0\.0; give a number above 0"),
+        ({"window_batch": 0}, r"window_batch is 0, expected at least 1"),
+        ({"ensemble": (tmp_path / "none",)}, r"none: no such file; give a run folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.run(replace(config, overwrite=True, **changes))
 
 
 def test_output_that_is_not_finite_makes_no_labels() -> None:
