@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def predict(given: argparse.Namespace) -> dict[str, object]:
-    """Largest memory in GB (10^9 bytes) after importing and in all, and seconds, of predicting the given case."""
+    """Largest memory in GB (10^9 bytes) and seconds of predicting the given case."""
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     target = None if given.spacing_mm is None else (given.spacing_mm,) * 3
@@ -62,12 +62,12 @@ def predict(given: argparse.Namespace) -> dict[str, object]:
     card = ModelCard({}, ("CT",), labels, (given.patch,) * 3, how)
     predictor = Predictor(torch.nn.Conv3d(1, given.classes, 1), card, "cpu", given.overlap)
     output = given.case.with_name("labels.nii.gz")
-    imports, start = peak_gb(), time.monotonic()
+    start = time.monotonic()
     config = PredictConfig(Path(), given.case, output)
     predict_case(predictor, Job((given.case,), output), config, lambda line: print(line, file=sys.stderr, flush=True))
     settings = {name: value for name, value in vars(given).items() if name != "case"}
     seconds = round(time.monotonic() - start)
-    return settings | {"imports_gb": imports, "peak_gb": peak_gb(), "seconds": seconds}
+    return settings | {"peak_gb": peak_gb(), "seconds": seconds}
 
 
 def peak_gb() -> float:
