@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation import maps as maps_module
-from ssmvision.recipes.segmentation import predict
+from ssmvision.recipes.segmentation import predict, prediction_memory
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.config import ModelConfig, PredictConfig
 from ssmvision.recipes.segmentation.ensemble import mirrored
@@ -283,6 +284,16 @@ def test_a_huge_header_is_refused_with_its_numbers(tmp_path: Path) -> None:
         file.truncate(352 + 3000**3)  # sparse: takes no disk
     with pytest.raises(UserError, match=r"huge\.nii: shape \(3000, 3000, 3000\) with 2 classes does not fit"):
         predicted(Predictor(convolution(), card(), "cpu"), path, tmp_path / "out.nii", memory_gb=100)
+
+
+def test_the_measurement_predicts_a_case_and_reports_it(tmp_path: Path) -> None:
+    path = save(tmp_path / "image.nii", ball(SHAPE)[0])
+    given = Namespace(classes=3, patch=8, overlap=0.5, spacing_mm=1.5, threads=1, case=path)
+    result = prediction_memory.predict(given)
+    assert 0.05 < result["peak_gb"] < 1000
+    assert result["classes"] == 3
+    assert "case" not in result
+    assert nibabel.load(tmp_path / "labels.nii.gz").shape == SHAPE
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
