@@ -132,7 +132,7 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 
 def test_layer_norm_far_from_zero() -> None:
-    """The variance of values around 1000 does not cancel."""
+    """The variance of values around 1000 does not cancel; their mean alone is rounded by 3e-5 in float32."""
     x = (torch.randn(50, 96, generator=torch.Generator().manual_seed(0)) + 1000).cuda().requires_grad_()
     norm = LayerNorm(96).cuda()
     got, want = norm(x), torch.nn.functional.layer_norm(x.double(), (96,))
