@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,97 +14,34 @@ from rich.console import Console
 
 from ssmvision.recipes.fusion.module import FusionModule
 from ssmvision.recipes.fusion.pairs import ImagePair
+from ssmvision.recipes.segmentation.history import HISTORY, EpochHistory
 from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = ["HISTORY", "PREVIEWS", "FusionHistory", "Previews", "fused_image", "side_by_side"]
 
-HISTORY, PREVIEWS = "metrics.csv", "previews"
-COLUMNS = ("epoch", "step", "lr", "seconds", "train_loss", "val_loss", "val_intensity", "val_gradient", "val_structure")
+PREVIEWS = "previews"
 GAP = 4
 
 
-class FusionHistory(Callback):
-    """Epoch, step, lr, seconds, mean training loss, and the validation's loss and terms.
+class FusionHistory(EpochHistory):
+    """An epoch's numbers with the validation's loss and terms.
 
     Args:
-        folder: receives metrics.csv, rewritten whole after every epoch.
+        folder: receives metrics.csv.
         console: prints a line per epoch; None is silent.
     """
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
-        self.path, self.console = folder / HISTORY, console
-        self.rows: list[dict[str, float]] = []
-        self._losses: list[float] = []
-        self._started = self._before = 0.0
-        self._validated = False
+        super().__init__(folder, ("val_loss", "val_intensity", "val_gradient", "val_structure"), console)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the rows of the epochs before."""
-        self.rows = [dict(row) for row in state_dict["rows"]]
-        self._before = self.rows[-1]["seconds"] if self.rows else 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
-        self._started = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last epoch's losses."""
-        self._losses, self._validated = [], False
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Keeps the step's loss."""
-        self._losses.append(float(outputs["loss"]))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks the epoch as validated; after an early stop, completes its row."""
-        self._validated = True
-        if trainer.state.fn != "fit" and self.rows:  # the extra validation after an early stop
-            self._add_validation(self.rows[-1], pl_module)
-            self._write()
-
-    def _add_validation(self, row: dict[str, float], module: LightningModule) -> None:
+    def validation(self, module: LightningModule) -> dict[str, float]:
+        """Loss and terms."""
         assert isinstance(module, FusionModule)
-        row["val_loss"] = module.validation["total"]
-        row |= {f"val_{name}": value for name, value in module.validation.items() if name != "total"}
+        return {"val_loss" if name == "total" else f"val_{name}": value for name, value in module.validation.items()}
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds, writes and prints the epoch's row."""
-        row = {
-            "epoch": float(trainer.current_epoch + 1),
-            "step": float(trainer.global_step),
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "seconds": round(self._before + time.monotonic() - self._started, 3),
-            "train_loss": sum(self._losses) / max(1, len(self._losses)),
-        }
-        if self._validated:
-            self._add_validation(row, pl_module)
-        self.rows.append(row)
-        self._write()
-        if self.console is not None:
-            self._print(row, int(trainer.max_epochs or 0))
-
-    def _print(self, row: dict[str, float], epochs: int) -> None:
-        assert self.console is not None
-        done = int(row["epoch"])
-        left = row["seconds"] / done * (epochs - done)
-        validation = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
-        self.console.print(
-            f"epoch {done}/{epochs}  loss {row['train_loss']:.4f}{validation}  "
-            f"{row['seconds']:.0f} s, {left:.0f} s left",
-            highlight=False,
-        )
-
-    def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow(row | {"epoch": int(row["epoch"]), "step": int(row["step"])})
-        write_bytes(self.path, text.getvalue())
+    def validation_text(self, row: dict[str, float]) -> str:
+        """The loss."""
+        return f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
 
 
 class Previews(Callback):

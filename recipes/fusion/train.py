@@ -7,13 +7,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -25,8 +23,8 @@ from ssmvision.recipes.fusion.network import build_network
 from ssmvision.recipes.fusion.pairs import ImagePair, hold_out, read_pairs
 from ssmvision.recipes.fusion.run_folder import CONFIG, check_config, prepare_folder
 from ssmvision.recipes.fusion.weights import FusionCard, save_model
-from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
-from ssmvision.recipes.segmentation.train import check_accelerator, interruptible, quiet_lightning
+from ssmvision.recipes.segmentation.checkpoints import LAST
+from ssmvision.recipes.segmentation.train import check_accelerator, interruptible, make_trainer, quiet_lightning
 from ssmvision.recipes.segmentation.transforms import EpochSampler
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
@@ -90,7 +88,7 @@ def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], valida
     history = FusionHistory(config.out, None if console.is_terminal else console)
     shown = Previews(config.out, (validation or training)[: config.trainer.previews])
     with quiet_lightning():
-        trainer = make_trainer(config, [history, shown], console.is_terminal, bool(validation))
+        trainer = make_trainer(config.out, config.trainer, [history, shown], console.is_terminal, bool(validation))
         batches = loader(config, training, lambda: len(history.rows))
         whole = DataLoader(WholeDataset(validation), generator=torch.Generator()) if validation else None
         fit(trainer, module, batches, whole, config)
@@ -157,37 +155,6 @@ def loader(config: FusionTrainConfig, pairs: Sequence[ImagePair], current_epoch:
         persistent_workers=config.data.num_workers > 0,
         # An own one: whether loading starts before or after an epoch is seeded differs after resuming.
         generator=torch.Generator(),
-    )
-
-
-def make_trainer(config: FusionTrainConfig, callbacks: Sequence[Callback], terminal: bool, validate: bool) -> Trainer:
-    """Lightning's trainer with our checkpoints, time budget and, on a terminal, a progress bar."""
-    t = config.trainer
-    checkpoint = ModelCheckpoint(
-        config.out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    every: list[Callback] = [*callbacks, checkpoint]
-    if t.max_minutes is not None:
-        every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
-    if terminal:
-        every.append(RichProgressBar())
-    return Trainer(
-        default_root_dir=config.out,
-        accelerator=t.accelerator,
-        devices=1,
-        precision=t.precision,
-        max_epochs=t.max_epochs,
-        deterministic="warn" if t.deterministic else False,
-        check_val_every_n_epoch=min(t.validate_every, t.max_epochs),
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=False,
-        callbacks=every,
-        plugins=[SafeCheckpointIO()],
-        use_distributed_sampler=False,
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
     )
 
 

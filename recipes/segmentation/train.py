@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -111,7 +111,7 @@ def run(config: TrainConfig) -> RunResult:
     announce(console, config, dataset, module, architecture)
     history = History(config.out, list(module.classes), None if console.is_terminal else console)
     with quiet_lightning():
-        trainer = make_trainer(config, history, console.is_terminal, bool(dataset.validation))
+        trainer = make_trainer(config.out, config.trainer, [history], console.is_terminal, bool(dataset.validation))
         training, validation = loaders(config, dataset, preprocessing, spacing, lambda: len(history.rows))
         fit(trainer, module, training, validation, config)
     card = ModelCard(
@@ -230,19 +230,47 @@ def check_accelerator(name: str) -> None:
         raise UserError(f"trainer.accelerator: {name!r} cannot be used ({reason}); give cpu or auto") from error
 
 
-def make_trainer(config: TrainConfig, history: History, terminal: bool, validate: bool) -> Trainer:
-    """Lightning's trainer with our checkpoints, history, time budget and, on a terminal, a progress bar."""
-    t = config.trainer
-    checkpoint = ModelCheckpoint(
-        config.out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [history, checkpoint]
+class TrainerSettings(Protocol):
+    """What `make_trainer` reads of a recipe's settings."""
+
+    @property
+    def accelerator(self) -> Any:
+        """Cpu, gpu or auto."""
+
+    @property
+    def precision(self) -> Any:
+        """Lightning's name."""
+
+    @property
+    def max_epochs(self) -> int:
+        """At most."""
+
+    @property
+    def max_minutes(self) -> float | None:
+        """Time budget, or none."""
+
+    @property
+    def validate_every(self) -> int:
+        """Epochs."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether to warn of operations that are not."""
+
+
+def make_trainer(
+    out: Path, settings: TrainerSettings, callbacks: Sequence[Callback], terminal: bool, validate: bool
+) -> Trainer:
+    """Lightning's trainer with our checkpoints, time budget and, on a terminal, a progress bar."""
+    t = settings
+    checkpoint = ModelCheckpoint(out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    every: list[Callback] = [*callbacks, checkpoint]
     if t.max_minutes is not None:
-        callbacks.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
+        every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
     if terminal:
-        callbacks.append(RichProgressBar())
+        every.append(RichProgressBar())
     return Trainer(
-        default_root_dir=config.out,
+        default_root_dir=out,
         accelerator=t.accelerator,
         devices=1,
         precision=t.precision,
@@ -253,7 +281,7 @@ def make_trainer(config: TrainConfig, history: History, terminal: bool, validate
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=False,
-        callbacks=callbacks,
+        callbacks=every,
         plugins=[SafeCheckpointIO()],
         use_distributed_sampler=False,
         enable_progress_bar=terminal,
