@@ -54,10 +54,12 @@ def run(config: PlanConfig) -> Plan:
 def _check(config: PlanConfig) -> None:
     if config.vram is not None and not (math.isfinite(config.vram) and config.vram > 0):
         raise UserError(f"vram: {config.vram} is not possible; give GB above 0")
-    if config.network == "DynUNet" and (config.budget != "default" or config.mixer == "s4nd"):
+    if config.network not in ("UMambaBot", "UMambaEnc") and config.mixer == "s4nd":
+        raise UserError(f"network: {config.network} has no state-space layers for mixer s4nd; leave mixer out")
+    if config.network == "DynUNet" and config.budget != "default":
         raise UserError(
-            f"network: DynUNet is nnU-Net's plain U-Net, which budget {config.budget} and mixer {config.mixer} do not "
-            "fit; use the budget default and leave mixer out"
+            f"network: DynUNet is nnU-Net's plain U-Net, which budget {config.budget} does not fit; "
+            "use the budget default"
         )
     edges = config.spacing_mm
     if edges is not None and (len(edges) != 3 or not all(0 < edge < math.inf for edge in edges)):

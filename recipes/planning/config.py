@@ -10,7 +10,7 @@ from ssmvision.recipes.planning.budgets import BudgetName
 
 __all__ = ["MixerName", "NetworkName", "PlanConfig"]
 
-NetworkName = Literal["UMambaBot", "UMambaEnc", "DynUNet"]
+NetworkName = Literal["UMambaBot", "UMambaEnc", "DynUNet", "SegResNet", "MedNeXt"]
 MixerName = Literal["mamba", "s4nd", "none"]
 
 
@@ -25,7 +25,7 @@ class PlanConfig:
         vram: GPU memory in GB to plan for; null: the preset's own (8, 8, 24 and 40). nnU-Net's networks take about
             that much; it is counted, not measured, and U-Mamba's own layers come on top.
         network: that the plan is for, see `ModelConfig.name`.
-        mixer: of that network, see `ModelConfig.mixer`; without meaning for "DynUNet".
+        mixer: of that network, see `ModelConfig.mixer`; without meaning for the others than U-Mamba.
         orientation: axis codes that cases are turned to before they are measured, as in training; null keeps the stored
             axes, which is nnU-Net's own way.
         spacing_mm: voxel edges (x, y, z) to resample to; null: by nnU-Net's rule.

@@ -14,7 +14,8 @@ from ssmvision.recipes.segmentation.config import ModelConfig
 
 __all__ = ["Topology", "build_network", "plan_network", "plan_topology"]
 
-NETWORKS = ("UMambaBot", "UMambaEnc", "DynUNet")
+BASELINES = ("DynUNet", "SegResNet", "MedNeXt")
+NETWORKS = ("UMambaBot", "UMambaEnc", *BASELINES)
 # The same networks with the mixer "s4nd", which take the spacing of their images.
 SPACED = {"UMambaBot": "USegS4NDBot", "UMambaEnc": "USegS4NDEnc"}
 MIN_EDGE = 4
@@ -67,6 +68,8 @@ def plan_network(
         UserError: stages disagree, the patch does not divide by the strides, or the reference spacing does not fit.
     """
     dims = len(patch_size)
+    if config.name in BASELINES:
+        _check_plain(config)
     planned = plan_topology(patch_size, spacing_mm)
     strides = config.strides or _limit(planned.strides, config.features_per_stage)
     kernels = config.kernel_sizes or (*planned.kernel_sizes[: len(strides) - 1], (3,) * dims)
@@ -75,18 +78,22 @@ def plan_network(
     features = config.features_per_stage or tuple(
         min(32 * 2**i, 512 if dims == 2 else 320) for i in range(len(strides))
     )
-    _check_stages(patch_size, features, strides, kernels)
     arguments: dict[str, Any] = {
         "spatial_dims": dims,
         "in_channels": channels,
         "out_channels": classes,
+        "deep_supervision": config.deep_supervision,
+    }
+    if config.name in ("SegResNet", "MedNeXt"):
+        own = _own_stages(config, patch_size, spacing_mm, features)
+        return {"name": config.name, "arguments": arguments | own}
+    _check_stages(patch_size, features, strides, kernels)
+    arguments |= {
         "features_per_stage": list(features),
         "kernel_sizes": [list(row) for row in kernels],
         "strides": [list(row) for row in strides],
-        "deep_supervision": config.deep_supervision,
     }
     if config.name == "DynUNet":
-        _check_plain(config)
         return {"name": config.name, "arguments": arguments}
     arguments |= {
         "n_conv_per_stage": _plain(config.n_conv_per_stage),
@@ -123,16 +130,43 @@ def _check_stages(
 
 
 def _check_plain(config: ModelConfig) -> None:
-    """Refuses settings that DynUNet has no use for."""
+    """Refuses settings that a baseline has no use for."""
     if config.mixer == "s4nd" or config.reference_spacing_mm is not None:
         raise UserError(
-            f"model.mixer: DynUNet has no state-space layers (mixer {config.mixer!r}, reference_spacing_mm "
+            f"model.mixer: {config.name} has no state-space layers (mixer {config.mixer!r}, reference_spacing_mm "
             f"{config.reference_spacing_mm}); leave both out"
         )
+    if config.name != "DynUNet":
+        return
     for name in ("n_conv_per_stage", "n_conv_per_stage_decoder"):
         counts = _plain(getattr(config, name))
         if set(counts if isinstance(counts, list) else [counts]) != {2}:
             raise UserError(f"model.{name}: {counts} does not fit DynUNet, which has 2; plan with --budget default")
+
+
+def _own_stages(
+    config: ModelConfig, patch_size: Sequence[int], spacing_mm: Sequence[float], features: Sequence[int]
+) -> dict[str, Any]:
+    """Stages of a network with strides, kernels and channels of its own: as many as planned, where the patch fits."""
+    from ssmvision.recipes.segmentation.monai_networks import own_stages  # imports MONAI
+
+    stages = own_stages(config.name, patch_size, spacing_mm, len(features))
+    if stages < 2:
+        raise UserError(f"patch_size: {list(patch_size)} does not divide by 2, as {config.name} needs; use even sizes")
+    blocks = {
+        "n_conv_per_stage": _per_stage("n_conv_per_stage", config.n_conv_per_stage, stages),
+        "n_conv_per_stage_decoder": _per_stage("n_conv_per_stage_decoder", config.n_conv_per_stage_decoder, stages - 1),
+    }
+    spacing = {"spacing_mm": [float(edge) for edge in spacing_mm]} if config.name == "SegResNet" else {}
+    return {"features_per_stage": [features[0] * 2**i for i in range(stages)], **blocks, **spacing}
+
+
+def _per_stage(name: str, counts: int | tuple[int, ...], stages: int) -> list[int]:
+    """One count per stage; a plan may have more stages than the network takes."""
+    row = [counts] * stages if isinstance(counts, int) else list(counts[:stages])
+    if len(row) < stages:
+        raise UserError(f"model.{name}: {list(row)} has {len(row)} entries; give one number, or {stages}")
+    return row
 
 
 def _plain(counts: int | tuple[int, ...]) -> int | list[int]:
@@ -183,6 +217,11 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
             from ssmvision.recipes.segmentation.dynunet import PlainUNet  # imports MONAI
 
             return PlainUNet(**arguments)
+        if name in BASELINES:
+            from ssmvision.recipes.segmentation import monai_networks
+
+            baseline: nn.Module = getattr(monai_networks, name)(**arguments)
+            return baseline
         spaced = arguments.get("mixer") == "s4nd"
         kind = getattr(useg_s4nd, SPACED[name]) if spaced else getattr(umamba, name)
         network = kind(**arguments)

@@ -55,8 +55,11 @@ class ModelConfig:
     """The network.
 
     Args:
-        name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage; "DynUNet" is
-            nnU-Net's plain U-Net by MONAI, a baseline: it has no state-space layers and two convolutions per stage.
+        name: "UMambaBot" has one Mamba layer at the bottleneck, "UMambaEnc" one in every encoder stage; the others are
+            MONAI's, baselines without state-space layers. "DynUNet" is nnU-Net's plain U-Net, two convolutions per
+            stage. "SegResNet" (Auto3DSeg's) and "MedNeXt" (3-voxel kernels) have strides and kernels of their own,
+            and double their channels per stage from the first of `features_per_stage`, with as many stages as planned
+            or as halve the patch evenly.
         features_per_stage: channels per resolution; null: 32 doubled per stage up to 320 (3D) or 512 (2D).
         strides: per stage and axis; null: from the patch size and voxel size by nnU-Net's rule.
         kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
@@ -71,7 +74,7 @@ class ModelConfig:
             own the median of the training cases.
     """
 
-    name: Literal["UMambaBot", "UMambaEnc", "DynUNet"] = "UMambaBot"
+    name: Literal["UMambaBot", "UMambaEnc", "DynUNet", "SegResNet", "MedNeXt"] = "UMambaBot"
     features_per_stage: tuple[int, ...] | None = None
     strides: tuple[tuple[int, ...], ...] | None = None
     kernel_sizes: tuple[tuple[int, ...], ...] | None = None
