@@ -14,6 +14,7 @@ from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.history import HISTORY
+from ssmvision.recipes.segmentation.split import SPLIT
 from ssmvision.recipes.segmentation.weights import CARD, WEIGHTS
 from ssmvision.recipes.segmentation.writing import write_bytes
 
@@ -21,7 +22,7 @@ __all__ = ["CONFIG", "check_config", "prepare_folder"]
 
 CONFIG = "config.json"
 PLAN = "used_plan.json"
-FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG, PLAN)
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG, PLAN, SPLIT)
 # Settings that may differ on resuming, since they change neither the weights' shapes nor the patches.
 FREE = {
     *(

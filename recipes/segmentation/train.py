@@ -33,6 +33,7 @@ from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.segmentation.planned import apply_plan, planned_preprocessing
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing, fit_preprocessing
 from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.segmentation.split import write_split
 from ssmvision.recipes.segmentation.transforms import (
     CaseDataset,
     EpochSampler,
@@ -107,6 +108,7 @@ def run(config: TrainConfig) -> RunResult:
     network = build_network(architecture)
     module = SegmentationModule(network, config.trainer, dataset.labels, config.patch_size, architecture)
     prepare_folder(config)
+    write_split(config.out, dataset)
     console = Console(stderr=True)
     announce(console, config, dataset, module, architecture)
     history = History(config.out, list(module.classes), None if console.is_terminal else console)
