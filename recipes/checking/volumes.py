@@ -11,16 +11,16 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from ssmvision.errors import UserError
 from ssmvision.recipes.checking.cases import CheckCase, Split
 from ssmvision.recipes.checking.findings import Finding, Findings
 from ssmvision.recipes.checking.geometry import check_header, compare_grids
-from ssmvision.recipes.checking.reading import load
+from ssmvision.recipes.checking.reading import flags_found, load
+from ssmvision.recipes.segmentation.label_ids import count_ids, some_of, suggest_mapping, whole_numbers
 from ssmvision.recipes.segmentation.volumes import Grid
 
 __all__ = ["CaseReport", "CheckTask", "check_case"]
 
-# Scale factors in the header leave rounding noise on integers; anything coarser is not a label.
-WHOLE = 1e-4
 # A map with more ids than this holds intensities, and a list of them would help nobody.
 MANY_IDS = 1000
 
@@ -149,14 +149,12 @@ def _check_label(findings: Findings, path: Path, grid: Grid | None, ids: tuple[i
     if bad := int((~np.isfinite(data)).sum()):
         findings.error(path, f"{bad} voxel(s) are NaN or infinite", "give every voxel an id")
         return {}
-    whole = np.rint(data)
-    off = np.abs(data - whole) > WHOLE
-    if off.any():
-        some = ", ".join(f"{value:g}" for value in np.unique(data[off])[:5])
-        problem = f"{int(off.sum())} voxel(s) are no whole numbers, such as {some}"
-        findings.error(path, problem, "resample label maps by nearest neighbour")
-    values, counts = np.unique(whole, return_counts=True)
-    found = {int(i): int(n) for i, n in zip(values, counts, strict=True)}
+    try:
+        with flags_found(findings, path):
+            found = count_ids(whole_numbers(path, data))
+    except UserError as error:
+        findings.refused(error, path)
+        found = count_ids(np.rint(data).astype(np.int64))
     _check_ids(findings, path, found, ids)
     return found if len(found) <= MANY_IDS else {}
 
@@ -164,13 +162,12 @@ def _check_label(findings: Findings, path: Path, grid: Grid | None, ids: tuple[i
 def _check_ids(findings: Findings, path: Path, found: dict[int, int], ids: tuple[int, ...] | None) -> None:
     unknown = {i: n for i, n in found.items() if (i < 0 if ids is None else i not in ids)}
     if unknown:
-        some = dict(list(unknown.items())[:8])
         allowed = "ids from 0 up" if ids is None else f"the list {sorted(ids)}"
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        mapping = some_of(suggest_mapping(found, ids))
         findings.error(
             path,
-            f"ids outside {allowed}, with their voxels: {some}{more}",
-            "correct the map, or add the ids to 'labels' of dataset.json",
+            f"ids outside {allowed}, with their voxels: {some_of(unknown)}",
+            f"correct the map (suggested mapping: {mapping}), or add the ids to 'labels' of dataset.json",
         )
     if set(found) == {0}:
         findings.warning(path, "every voxel is background (0)", "confirm that the case is empty, or restore its labels")

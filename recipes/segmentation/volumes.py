@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.label_ids import count_ids, refuse_picture, refuse_unknown, whole_numbers
+from ssmvision.recipes.segmentation.nifti import (
+    MILLIMETRES,
+    RGB24,
+    UNIT_BITS,
+    VolumeWarning,
+    flag,
+    open_nifti,
+    read_voxels,
+)
 
 __all__ = [
-    *("RGB24", "Grid", "Volume", "check_same_grid", "length_unit"),
-    *("read_array", "read_grid", "read_image", "read_label_map"),
+    "RGB24",
+    "Grid",
+    "Volume",
+    "VolumeWarning",
+    "check_same_grid",
+    "length_unit",
+    "read_array",
+    "read_grid",
+    "read_image",
+    "read_label_map",
 ]
 
 # Affines may differ by rounding in other tools; further apart than this share of a voxel edge they describe different
 # places (a half-voxel shift, the commonest convention mistake, must be caught).
 TOLERANCE_VOXELS = 0.25
-DEFLATE_MAX_RATIO = 1032
-RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
-# Units of length in the order of their codes in xyzt_units, which has a unit of time in its other bits.
-UNIT_BITS = 7
-MILLIMETRES = {"unknown": 1.0, "meter": 1e3, "mm": 1.0, "micron": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -59,64 +67,22 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels (C, X, Y, Z) float32 in stored axis order, and their grid."""
+    """Voxels in stored axis order, and their grid.
+
+    Args:
+        data: (C, X, Y, Z) float32, finite.
+        grid: of the first channel.
+        masked: (X, Y, Z), voxels that hold no measurement and whose values in `data` are made up; None: all do.
+    """
 
     data: NDArray[np.float32]
     grid: Grid
-
-
-def _open(path: Path, colour: bool) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise UserError(f"{path}: the ending {path.suffix!r} is not NIfTI; convert it to .nii.gz")
-    try:
-        image = nibabel.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable NIfTI file ({_first_line(error)}); fetch or export it again") from None
-    _check_header(path, image, colour)
-    return image
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _check_header(path: Path, image: Any, colour: bool) -> None:
-    """Bounds what the header promises by the real file size before any voxel is allocated."""
-    shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
-    if dtype.kind not in "iuf" and not (colour and dtype == RGB24):
-        raise UserError(f"{path}: voxels are of type {dtype}; save the image with integer or float voxels")
-    if len(shape) not in (2, 3, 4) or min(shape) < 1:
-        raise UserError(f"{path}: the header gives the shape {shape}; expected 2 to 4 axes of at least one voxel")
-    need, size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize, path.stat().st_size
-    compressed = path.name.lower().endswith(".gz")
-    if need > size * (DEFLATE_MAX_RATIO if compressed else 1):
-        raise UserError(
-            f"{path}: truncated or wrong header: shape {shape} of {dtype} needs {need} bytes, the file has {size}"
-            f"{' (compressed)' if compressed else ''}; fetch or export it again"
-        )
-    unit = int(image.header["xyzt_units"]) & UNIT_BITS
-    if unit >= len(MILLIMETRES):
-        raise UserError(f"{path}: the unit of length has the code {unit}, which means none; set xyzt_units to 2 (mm)")
-    affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(
-            f"{path}: the affine is {affine.tolist()}, no usable voxel size or direction; repair the header"
-        )
+    masked: NDArray[np.bool_] | None = None
 
 
 def length_unit(header: Any) -> str:
     """Name of a NIfTI header's unit of length: "unknown" (read as mm), "meter", "mm" or "micron"."""
     return list(MILLIMETRES)[int(header["xyzt_units"]) & UNIT_BITS]
-
-
-def _check_stream(path: Path) -> None:
-    """Reads a compressed file to its end: only there are length and checksum, which nibabel does not reach."""
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
 
 
 def read_array(path: Path, colour: bool = False) -> tuple[NDArray[Any], Grid]:
@@ -132,14 +98,8 @@ def read_array(path: Path, colour: bool = False) -> tuple[NDArray[Any], Grid]:
     Raises:
         UserError: missing, damaged, of another type, or without a usable geometry.
     """
-    image = _open(path, colour)
-    try:
-        data = np.asanyarray(image.dataobj)
-        _check_stream(path)
-    except (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path}: truncated or corrupt voxel data ({_first_line(error)}); fetch or export it again"
-        ) from None
+    image = open_nifti(path, colour)
+    data = read_voxels(path, image)
     data = data[..., None] if data.ndim == 2 else data
     if data.dtype.names is not None:
         data = np.stack([data[name] for name in "RGB"], -1)
@@ -152,7 +112,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         UserError: missing, not NIfTI, or without a usable geometry.
     """
-    return _grid(path, _open(path, colour=False))
+    return _grid(path, open_nifti(path, colour=False))
 
 
 def _grid(path: Path, image: Any) -> Grid:
@@ -162,16 +122,23 @@ def _grid(path: Path, image: Any) -> Grid:
     return Grid(path, (x, y, z), affine, image.header, len(image.shape) == 2)
 
 
-def read_image(paths: Sequence[Path | str], channels: Sequence[str] | None = None) -> Volume:
+def read_image(
+    paths: Sequence[Path | str],
+    channels: Sequence[str] | None = None,
+    unusable: Literal["refuse", "mask"] = "refuse",
+) -> Volume:
     """Reads the channels of one case.
 
     Args:
         paths: one file per channel, or one file whose fourth axis holds the channels.
         channels: names of the expected channels; None: as many as there are.
+        unusable: what to do about voxels that are not finite, and about channels of a single value, which hold no
+            picture: "refuse" them, as training does; or "mask" them with a warning, as prediction does: `masked` marks
+            them (all of the volume for a channel of a single value), non-finite ones take their channel's lowest value.
 
     Raises:
-        UserError: a file is missing, corrupt, has non-finite voxels, lies on another grid than the first, or the
-            number of channels is wrong.
+        UserError: a file is missing or corrupt, has unusable voxels ("refuse"), lies on another grid than the first, or
+            the number of channels is wrong.
     """
     arrays, grids = zip(*(read_array(Path(path)) for path in paths), strict=True)
     grid: Grid = grids[0]
@@ -184,9 +151,36 @@ def read_image(paths: Sequence[Path | str], channels: Sequence[str] | None = Non
             f"{grid.path}: {found} channel(s) found, {len(channels)} expected {list(channels)}; "
             "give one file per channel, CASE_0000.nii.gz, CASE_0001.nii.gz, ..."
         )
-    for part, file in zip(parts, grids, strict=True):
-        _check_finite(file.path, part)
-    return Volume(np.ascontiguousarray(np.concatenate(parts), dtype=np.float32), grid)
+    if unusable == "refuse":
+        for part, file in zip(parts, grids, strict=True):
+            _check_finite(file.path, part)
+            _check_varied(file.path, part)
+        return Volume(np.ascontiguousarray(np.concatenate(parts), dtype=np.float32), grid)
+    # float32 first: what overflows there is no measurement either.
+    with np.errstate(over="ignore"):
+        data = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+    owners = [file.path for part, file in zip(parts, grids, strict=True) for _ in part]
+    return Volume(data, grid, _mask_unusable(owners, data))
+
+
+def _mask_unusable(paths: Sequence[Path], data: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Marks (X, Y, Z) and fills, in place, what is not finite in any channel; all of it for a constant channel."""
+    masked: NDArray[np.bool_] | None = None
+    for path, channel in zip(paths, data, strict=True):
+        bad = ~np.isfinite(channel)
+        count = int(bad.sum())
+        if count:
+            good = channel[~bad]
+            channel[bad] = good.min() if len(good) else 0.0
+            flag(
+                path, f"{count} of {channel.size} voxel(s) are not finite", "they are labelled as background: mend them"
+            )
+            masked = bad if masked is None else masked | bad
+        if channel.size > 1 and channel.min() == channel.max():
+            problem = f"every {'other ' if count else ''}voxel is {channel.flat[0]:g}, there is nothing to segment"
+            flag(path, problem, "all of it is labelled as background: export it again")
+            masked = np.ones(channel.shape, np.bool_)
+    return masked
 
 
 def _check_finite(path: Path, data: NDArray[Any]) -> None:
@@ -198,6 +192,14 @@ def _check_finite(path: Path, data: NDArray[Any]) -> None:
             f"{path}: {int(bad.sum())} voxel(s) are not finite, the first is {value} at {first}; "
             "replace them, for example by the background intensity"
         )
+
+
+def _check_varied(path: Path, data: NDArray[Any]) -> None:
+    for channel in data:
+        if channel.size > 1 and channel.min() == channel.max():
+            raise UserError(
+                f"{path}: every voxel is {channel.flat[0]:g}, which shows nothing; export it again, or remove the case"
+            )
 
 
 def check_same_grid(found: Grid, expected: Grid) -> None:
@@ -237,8 +239,10 @@ def read_label_map(
         like: grid that it must lie on.
 
     Raises:
-        UserError: unreadable, non-integer or unknown ids (with their counts), or another grid than `like`.
+        UserError: unreadable, non-integer or unknown ids (with their counts and a suggested mapping), or another grid
+            than `like`.
     """
+    refuse_picture(Path(path))
     data, grid = read_array(Path(path))
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
@@ -247,19 +251,7 @@ def read_label_map(
     if like is not None:
         check_same_grid(grid, like)
     _check_finite(grid.path, data[None])
-    rounded = np.rint(data)
-    # Scale factors in the header leave rounding noise on integers; anything coarser is not a label.
-    off = np.abs(data - rounded) > 1e-4
-    if off.any():
-        values = np.unique(data[off])[:5].tolist()
-        raise UserError(
-            f"{grid.path}: {int(off.sum())} voxel(s) are not whole, such as {values}; resample by nearest neighbour"
-        )
-    found, counts = np.unique(rounded.astype(np.int64), return_counts=True)
-    if ids is not None and not set(found.tolist()) <= set(ids):
-        unknown = {int(i): int(n) for i, n in zip(found, counts, strict=True) if int(i) not in set(ids)}
-        raise UserError(
-            f"{grid.path}: label ids not in {sorted(ids)}, with their voxel counts: {unknown}; "
-            "correct the map, or add the ids to 'labels' of dataset.json"
-        )
-    return rounded.astype(np.int32), grid
+    whole = whole_numbers(grid.path, data)
+    if ids is not None:
+        refuse_unknown(grid.path, count_ids(whole), ids)
+    return whole.astype(np.int32), grid
