@@ -73,10 +73,13 @@ def open_nifti(path: Path, colour: bool) -> Any:
             image = nibabel.load(path)
             affine = image.affine  # type: ignore[attr-defined]
             int(image.dataobj.offset)  # type: ignore[attr-defined]
+            with nibabel.openers.ImageOpener(path) as stream:
+                raw = type(image.header).from_fileobj(stream, check=False)  # type: ignore[attr-defined]
     except DAMAGED as error:
         raise UserError(f"{path}: not a readable NIfTI file ({first_line(error)}); fetch or export it again") from None
     _check_size(path, image, colour)
     _check_affine(path, image, affine)
+    _check_unmended(path, image, raw)
     return image
 
 
@@ -133,6 +136,20 @@ def _check_affine(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
         raise UserError(
             f"{path}: the affine is {affine.tolist()}, no usable voxel size or direction; repair the header"
         )
+
+
+def _check_unmended(path: Path, image: Any, raw: Any) -> None:
+    """Looks at fields that nibabel sets right without a word, where other programs would read them otherwise."""
+    handed, header = float(raw["pixdim"][0]), image.header
+    if int(header["sform_code"]) == 0 < int(header["qform_code"]) and handed < 0 and handed != -1:
+        raise UserError(
+            f"{path}: pixdim[0] is {handed:g}, which some programs read as -1 and others as 1 (the third axis turned "
+            "round); set it to the right one"
+        )
+    bits = 8 * int(image.get_data_dtype().itemsize)
+    if int(raw["bitpix"]) != bits:
+        problem = f"bitpix is {int(raw['bitpix'])}, but voxels of {image.get_data_dtype()} have {bits} bits"
+        flag(path, problem, "check that the header gives the true type")
 
 
 def read_voxels(path: Path, image: Any) -> NDArray[Any]:
