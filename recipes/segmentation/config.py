@@ -30,6 +30,9 @@ class DataConfig:
         validation_cases: case ids held out for validation; empty: `validation_fraction` decides.
         validation_fraction: share of the training cases held out, chosen by the trainer's seed; at least one case
             when above 0; ignored where the datalist itself has a "validation" list.
+        fold: cross-validation: train without this one of `folds` and validate on it (numbered from 0, the same cases as
+            nnU-Net's folds); "all" trains and validates on every case; null: the two settings above decide.
+        folds: how many there are.
         orientation: axis codes that every image is turned to (exactly, by flips and transposes); null keeps the
             stored axes. Predictions are always turned back.
         spacing_mm: voxel size to resample to; "median" takes the per-axis median of the training cases; null keeps
@@ -43,6 +46,8 @@ class DataConfig:
     root: Path
     validation_cases: tuple[str, ...] = ()
     validation_fraction: float = 0.2
+    fold: int | Literal["all"] | None = None
+    folds: int = 5
     orientation: str | None = "RAS"
     spacing_mm: tuple[float, ...] | Literal["median"] | None = None
     normalization: Literal["auto", "zscore", "ct", "none"] = "auto"
@@ -197,6 +202,8 @@ class PredictConfig:
         ensemble: further runs, such as the other folds, whose logits are averaged with those of `model`.
         probabilities: also write CASE_probabilities.npz (float32, classes first).
         uncertainty: also write CASE_uncertainty.nii.gz: entropy of the probabilities, 0 (certain) to 1 (no idea).
+        postprocessing: a file of `ssmvision postprocess`, whose rule is applied to the label maps; "auto": that of the
+            run folder, if the command was run on it; "none": the networks' labels as they are.
         window_batch: windows per call of the network; halved where memory is short.
         memory_gb: main memory (10^9 bytes) that a case may take by its plan; null: what is free.
         device: "auto" takes the first GPU if there is one.
@@ -213,6 +220,7 @@ class PredictConfig:
     ensemble: tuple[Path, ...] = ()
     probabilities: bool = False
     uncertainty: bool = False
+    postprocessing: Literal["auto", "none"] | Path = "auto"
     window_batch: int = 1
     memory_gb: float | None = None
     device: str = "auto"
