@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from rich.console import Console
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.evaluation.postprocessing import Postprocessing, find_rule
 from ssmvision.recipes.segmentation.config import PredictConfig
 from ssmvision.recipes.segmentation.datalist import strip_ending
 from ssmvision.recipes.segmentation.infer import Predictor, load_model
@@ -21,7 +22,9 @@ from ssmvision.recipes.segmentation.memory_plan import free_bytes
 from ssmvision.recipes.segmentation.volumes import Grid, read_grid, read_image
 from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map, write_map
 
-__all__ = ["predict_case", "run"]
+__all__ = ["Job", "Tell", "predict_case", "predict_jobs", "run"]
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,32 +61,61 @@ def run(config: PredictConfig) -> list[Path]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     predictor = _open(config)
+    rule = find_rule(config.postprocessing, (config.model, *config.ensemble), predictor.labels)
     jobs = plan_jobs(config.input, config.output, len(predictor.channels))
     for job in jobs:
         for path in job.outputs(config):
             check_free(path, config.overwrite, job.images)
 
-    def tell(i: int, text: str) -> None:
-        console.print(f"[{i}/{len(jobs)}] {text}", markup=False, highlight=False, soft_wrap=True)
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    written, failed = [], []
-    for i, job in enumerate(jobs, 1):
-        try:
-            predict_case(predictor, job, config, lambda text, i=i: tell(i, text))  # type: ignore[misc]
-        except (UserError, RuntimeError, ValueError, MemoryError, OSError) as error:
-            told = str(error) if isinstance(error, UserError) else f"{job.images[0]}: {error}"
-            if len(jobs) == 1:
-                raise UserError(told) from error
-            failed.append(told)
-            tell(i, f"failed: {told}")
-            continue
-        written.append(job.output)
-        tell(i, str(job.output))
+    if rule is not None:
+        tell(f"post-processing {rule}; --postprocessing none turns it off")
+    failed = predict_jobs(predictor, jobs, config, tell, rule)
+    if failed and len(jobs) == 1:
+        raise failed[jobs[0]]
     if failed:
-        raise UserError(
-            f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: " + "; ".join(failed)
-        )
-    return written
+        told = "; ".join(map(str, failed.values()))
+        raise UserError(f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: {told}")
+    return [job.output for job in jobs]
+
+
+def predict_jobs(
+    predictor: Predictor, jobs: Sequence[Job], config: PredictConfig, tell: Tell, rule: Postprocessing | None = None
+) -> dict[Job, UserError]:
+    """Predicts and writes case after case, going on after one that fails.
+
+    Args:
+        predictor: the model.
+        jobs: files of each case.
+        config: what is wanted and how much memory may be used.
+        tell: takes what happens, line by line.
+        rule: see `predict_case`.
+
+    Returns:
+        What went wrong, for each job that failed.
+    """
+    failed: dict[Job, UserError] = {}
+    for i, job in enumerate(jobs, 1):
+        start = f"[{i}/{len(jobs)}] "
+        try:
+            predict_case(predictor, job, config, lambda text, start=start: tell(start + text), rule)  # type: ignore[misc]
+        except (UserError, RuntimeError, ValueError, MemoryError, OSError) as error:
+            failed[job] = _told(error, job)
+            if len(jobs) > 1:
+                tell(f"{start}failed: {failed[job]}")
+        else:
+            tell(f"{start}{job.output}")
+    return failed
+
+
+def _told(error: Exception, job: Job) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    told = UserError(f"{job.images[0]}: {error}")
+    told.__cause__ = error
+    return told
 
 
 def _open(config: PredictConfig) -> Predictor:
@@ -100,7 +132,9 @@ def _open(config: PredictConfig) -> Predictor:
         raise UserError(f"predict: {error}") from error
 
 
-def predict_case(predictor: Predictor, job: Job, config: PredictConfig, tell: Callable[[str], None]) -> None:
+def predict_case(
+    predictor: Predictor, job: Job, config: PredictConfig, tell: Tell, rule: Postprocessing | None = None
+) -> None:
     """Reads, predicts and writes one case on the input's exact grid.
 
     Args:
@@ -108,6 +142,7 @@ def predict_case(predictor: Predictor, job: Job, config: PredictConfig, tell: Ca
         job: files.
         config: what is wanted and how much memory may be used.
         tell: takes the memory plan, line by line, before a voxel is read.
+        rule: for stray components of the label map; other maps are left as the networks gave them.
 
     Raises:
         UserError: a file is unusable, or the memory does not suffice.
@@ -124,10 +159,12 @@ def predict_case(predictor: Predictor, job: Job, config: PredictConfig, tell: Ca
     if maps.uncertainty is not None:
         write_map(job.uncertainty, maps.uncertainty, grid, config.overwrite)
     assert maps.labels is not None  # they are always wanted
+    if rule is not None and (removed := rule.apply(maps.labels)):
+        tell(f"post-processing removed {removed} voxel(s)")
     write_label_map(job.output, maps.labels, grid, config.overwrite)
 
 
-def choose_placement(predictor: Predictor, grid: Grid, config: PredictConfig, tell: Callable[[str], None]) -> int:
+def choose_placement(predictor: Predictor, grid: Grid, config: PredictConfig, tell: Tell) -> int:
     """Number of the first way to run that fits into the memory at hand; says what it needs.
 
     Raises:
