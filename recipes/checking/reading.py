@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.checking.findings import Findings
-from ssmvision.recipes.segmentation.volumes import Grid, VolumeWarning, read_array
+from ssmvision.recipes.segmentation.nifti import flags_to
+from ssmvision.recipes.segmentation.volumes import Grid, read_array
 
 __all__ = ["flags_found", "load"]
 
@@ -29,17 +28,11 @@ def load(findings: Findings, path: Path) -> tuple[NDArray[Any], Grid] | None:
     return None
 
 
-@contextmanager
-def flags_found(findings: Findings, path: Path) -> Iterator[None]:
+def flags_found(findings: Findings, path: Path) -> AbstractContextManager[None]:
     """Turns the warnings about a file (`VolumeWarning`) into findings; others are passed on."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", VolumeWarning)
-        try:
-            yield
-        finally:
-            for message in dict.fromkeys(str(w.message) for w in told if issubclass(w.category, VolumeWarning)):
-                problem, _, fix = message.removeprefix(f"{path}: ").rpartition("; ")
-                findings.warning(path, problem, fix)
-    for other in told:
-        if not issubclass(other.category, VolumeWarning):
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+
+    def tell(text: str) -> None:
+        problem, _, fix = text.removeprefix(f"{path}: ").rpartition("; ")
+        findings.warning(path, problem, fix)
+
+    return flags_to(tell)

@@ -66,6 +66,16 @@ class Maps:
         if self.logits is not None:
             self.logits[(slice(None), *box)] = logits.cpu().numpy()
 
+    def mask(self, masked: NDArray[np.bool_]) -> None:
+        """Fills in voxels (X, Y, Z) that hold no measurement: background, with every class as likely as the others."""
+        if self.labels is not None:
+            self.labels[masked] = 0
+        if self.uncertainty is not None:
+            self.uncertainty[masked] = 1
+        if self.probabilities is not None:
+            for part in self.probabilities:  # one class at a time: an index of all would copy it
+                part[masked] = 1 / len(self.probabilities)
+
 
 def normalised_entropy(logits: Tensor) -> Tensor:
     """Entropy of the softmax over axis 0, divided by its largest value log K: 0 for certain, 1 for no idea."""

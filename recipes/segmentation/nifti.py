@@ -12,7 +12,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 
-__all__ = ["MILLIMETRES", "RGB24", "UNIT_BITS", "VolumeWarning", "flag", "open_nifti", "read_voxels"]
+__all__ = ["MILLIMETRES", "RGB24", "UNIT_BITS", "VolumeWarning", "flag", "flags_to", "open_nifti", "read_voxels"]
 
 DEFLATE_MAX_RATIO = 1032
 RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -47,6 +47,21 @@ class VolumeWarning(UserWarning):
 def flag(path: Path, problem: str, fix: str) -> None:
     """Warns about a file."""
     warnings.warn(f"{path}: {problem}; {fix}", VolumeWarning, stacklevel=2)
+
+
+@contextmanager
+def flags_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hands every `VolumeWarning` of the block to `tell` at its end, each text once; other warnings are passed on."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", VolumeWarning)
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(w.message) for w in told if issubclass(w.category, VolumeWarning)):
+                tell(text)
+    for other in told:
+        if not issubclass(other.category, VolumeWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 def first_line(error: BaseException) -> str:

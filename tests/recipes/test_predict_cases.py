@@ -256,7 +256,7 @@ def test_the_plan_is_told_before_a_voxel_is_read(tmp_path: Path, monkeypatch: py
     predictor = Predictor(convolution(), card((1.0, 1.0, 1.0)), "cpu", window_batch=2)
     config, told = PredictConfig(Path(), path, tmp_path / "out.nii"), []
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
         raise UserError("reading begins")
 
     monkeypatch.setattr(predict, "read_image", refuse)
