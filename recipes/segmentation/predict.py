@@ -19,6 +19,7 @@ from ssmvision.recipes.segmentation.datalist import strip_ending
 from ssmvision.recipes.segmentation.infer import Predictor, load_model
 from ssmvision.recipes.segmentation.maps import Maps, allocate, is_mapped, label_dtype
 from ssmvision.recipes.segmentation.memory_plan import free_bytes
+from ssmvision.recipes.segmentation.nifti import flags_to
 from ssmvision.recipes.segmentation.volumes import Grid, read_grid, read_image
 from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map, write_map
 
@@ -141,18 +142,26 @@ def predict_case(
         predictor: the model.
         job: files.
         config: what is wanted and how much memory may be used.
-        tell: takes the memory plan, line by line, before a voxel is read.
+        tell: takes the memory plan, line by line, before a voxel is read, and then what is odd about the files:
+            voxels that are not finite are labelled as background, as is all of an image of a single value.
         rule: for stray components of the label map; other maps are left as the networks gave them.
 
     Raises:
         UserError: a file is unusable, or the memory does not suffice.
     """
-    grid = read_grid(job.images[0])
-    start = choose_placement(predictor, grid, config, tell)
-    wanted = wanted_maps(predictor, grid, config)
-    maps = Maps(**{name: allocate(shape, dtype, job.output.parent) for name, shape, dtype in wanted})
-    # Nobody here holds on to the voxels, so that `fill` can let go of them once they are prepared.
-    predictor.fill(maps, read_image(job.images, predictor.channels).data, grid.affine, start)
+    with flags_to(lambda text: tell(f"warning: {text}")):
+        grid = read_grid(job.images[0])
+        start = choose_placement(predictor, grid, config, tell)
+        wanted = wanted_maps(predictor, grid, config)
+        maps = Maps(**{name: allocate(shape, dtype, job.output.parent) for name, shape, dtype in wanted})
+        volume = read_image(job.images, predictor.channels, unusable="mask")
+    held, masked = [volume.data], volume.masked
+    del volume
+    if masked is None or not masked.all():
+        # Nobody here holds on to the voxels, so that `fill` can let go of them once they are prepared.
+        predictor.fill(maps, held.pop(), grid.affine, start)
+    if masked is not None:
+        maps.mask(masked)
     if maps.probabilities is not None:
         values = maps.probabilities
         write_atomic(job.probabilities, lambda path: np.savez_compressed(path, probabilities=values), ".npz")
