@@ -204,8 +204,6 @@ class PredictConfig:
         uncertainty: also write CASE_uncertainty.nii.gz: entropy of the probabilities, 0 (certain) to 1 (no idea).
         postprocessing: a file of `ssmvision postprocess`, whose rule is applied to the label maps; "auto": that of the
             run folder, if the command was run on it; "none": the networks' labels as they are.
-        postprocessing: a file of `ssmvision postprocess`, whose rule is applied to the label maps; "auto": that of the
-            run folder, if the command was run on it; "none": the networks' labels as they are.
         window_batch: windows per call of the network; halved where memory is short.
         memory_gb: main memory (10^9 bytes) that a case may take by its plan; null: what is free.
         device: "auto" takes the first GPU if there is one.
