@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,8 @@ GEOMETRY = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+# The larger of the two headers, with its empty list of extensions.
+HEADER_BYTES = 544
 
 
 def check_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -50,16 +53,17 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no permission to write into {existing}; choose another folder")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") -> None:
+def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", needed: int | None = None) -> None:
     """Lets `write` fill a temporary file beside `path`, flushes it to disk, and renames it to `path`.
 
     Args:
         path: final name; an older file there stays whole until the new one is complete.
         write: called with the temporary path; may verify what it wrote, an exception discards the file.
         suffix: ending of the temporary name, where the writer goes by it.
+        needed: bytes that the file will take (at most, where it is compressed), for the message; None: unknown.
 
     Raises:
-        UserError: the folder or the disk refused the file.
+        UserError: the folder or the disk refused the file; says how many bytes are needed and free.
     """
     temporary: Path | None = None
     try:
@@ -76,10 +80,18 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "") ->
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free space or choose another folder") from error
+        sizes = "" if needed is None else f"; it takes up to {needed} bytes, {_free_bytes(path.parent)} are free"
+        raise UserError(
+            f"{path}: could not be written ({error}){sizes}; free space or choose another folder"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _free_bytes(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def write_bytes(path: Path, content: bytes | str) -> None:
@@ -89,7 +101,7 @@ def write_bytes(path: Path, content: bytes | str) -> None:
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
 
-    write_atomic(path, write)
+    write_atomic(path, write, needed=len(data))
 
 
 def write_label_map(path: Path, labels: NDArray[np.integer], grid: Grid, overwrite: bool = False) -> None:
@@ -135,7 +147,8 @@ def write_map(path: Path, values: NDArray[Any], grid: Grid, overwrite: bool = Fa
         nibabel.save(image, temporary)
         _compare(temporary, path, stored, grid)
 
-    write_atomic(path, write, ".nii.gz" if path.name.lower().endswith(".gz") else ".nii")
+    ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    write_atomic(path, write, ending, needed=stored.nbytes + HEADER_BYTES)
 
 
 def type_of_image(grid: Grid) -> type[nibabel.Nifti1Image]:
