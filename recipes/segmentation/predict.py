@@ -17,6 +17,7 @@ from ssmvision.recipes.evaluation.postprocessing import Postprocessing, find_rul
 from ssmvision.recipes.segmentation.config import PredictConfig
 from ssmvision.recipes.segmentation.datalist import strip_ending
 from ssmvision.recipes.segmentation.infer import Predictor, load_model
+from ssmvision.recipes.segmentation.inputs import NIFTI, check_channel_files, check_channel_names, image_files
 from ssmvision.recipes.segmentation.maps import Maps, allocate, is_mapped, label_dtype
 from ssmvision.recipes.segmentation.memory_plan import free_bytes
 from ssmvision.recipes.segmentation.nifti import flags_to
@@ -63,7 +64,8 @@ def run(config: PredictConfig) -> list[Path]:
         torch.set_num_threads(config.threads)
     predictor = _open(config)
     rule = find_rule(config.postprocessing, (config.model, *config.ensemble), predictor.labels)
-    jobs = plan_jobs(config.input, config.output, len(predictor.channels))
+    check_channel_names(config.input, predictor.channels)
+    jobs = plan_jobs(config.input, config.output, predictor.channels)
     for job in jobs:
         for path in job.outputs(config):
             check_free(path, config.overwrite, job.images)
@@ -211,20 +213,20 @@ def wanted_maps(
     return found
 
 
-def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:
+def plan_jobs(source: Path, output: Path, channels: Sequence[str]) -> list[Job]:
     """Groups the input's files by case.
 
     Args:
         source: file or folder.
         output: file for a file, or folder.
-        channels: image files per case, unless a case is one file with all of them.
+        channels: names of those that a case has, one file each, or one file with all of them.
 
     Raises:
         UserError: no input, a missing channel, a file asked for as output of a folder, or that folder itself.
     """
     named_file = output.name.lower().endswith((".nii", ".nii.gz"))
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.name.lower().endswith((".nii", ".nii.gz")) and p.is_file())
+        files = image_files(source)
         if not files:
             raise UserError(f"{source}: 0 NIfTI files found; give a folder with *.nii.gz or one file")
         if output.resolve() == source.resolve():
@@ -232,7 +234,7 @@ def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:
         if named_file:
             raise UserError(f"{output}: a file cannot take the results of a folder; give a folder as output")
     elif source.is_file():
-        files = [source] if channels == 1 else _siblings(source)
+        files = [source] if len(channels) == 1 else _siblings(source)
     else:
         raise UserError(f"{source}: no such file or folder; check the input path")
     groups: dict[str, list[Path]] = {}
@@ -240,16 +242,14 @@ def plan_jobs(source: Path, output: Path, channels: int) -> list[Job]:
         groups.setdefault(_case_name(file), []).append(file)
     jobs = []
     for name, images in groups.items():
-        if len(images) not in (1, channels):
-            raise UserError(
-                f"{images[0].parent}: case {name!r} has {len(images)} file(s), the model expects {channels}; "
-                f"name them {name}_0000.nii.gz to {name}_{channels - 1:04d}.nii.gz"
-            )
+        check_channel_files(name, images, channels)
         jobs.append(Job(tuple(images), output if named_file else output / f"{name}.nii.gz"))
     return jobs
 
 
 def _case_name(file: Path) -> str:
+    if not file.name.lower().endswith(NIFTI):
+        return file.name
     stem, _, number = strip_ending(file).rpartition("_")
     return stem if stem and len(number) == 4 and number.isdigit() else strip_ending(file)
 
