@@ -237,6 +237,10 @@ class EvaluateConfig:
         labels: name to id of the classes to score; null: from dataset.json in or beside the reference folder, else
             every non-zero id found in the references.
         nsd_tolerance_mm: surfaces closer than this count as equal in the normalised surface Dice.
+        nsd_tolerances_mm: the same for single classes, by name, where it differs.
+        lesion_iou: 0: a lesion counts as found where any predicted voxel lies in it; above 0: connected components are
+            paired one to one where their intersection over union is at least this.
+        workers: processes that score a case each.
         output_json: file for the scores of every case and their summary; null: none.
         output_csv: file for a table of the scores, one line per case and class; null: none.
         overwrite: replace existing score files.
@@ -246,6 +250,9 @@ class EvaluateConfig:
     reference: Path
     labels: dict[str, int] | None = None
     nsd_tolerance_mm: float = 1.0
+    nsd_tolerances_mm: dict[str, float] | None = None
+    lesion_iou: float = 0.0
+    workers: int = 1
     output_json: Path | None = None
     output_csv: Path | None = None
     overwrite: bool = False

@@ -2,113 +2,79 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import EvaluateConfig
 from ssmvision.recipes.segmentation.datalist import read_dataset_labels, strip_ending
 from ssmvision.recipes.segmentation.metrics import Score, score_masks
-from ssmvision.recipes.segmentation.volumes import read_label_map
+from ssmvision.recipes.segmentation.scores import Evaluation, Rules, to_csv
+from ssmvision.recipes.segmentation.scores_table import print_table
+from ssmvision.recipes.segmentation.volumes import Grid, read_label_map
 from ssmvision.recipes.segmentation.writing import check_free, write_bytes
+from ssmvision.recipes.workers import Outcome, map_cases
 
-__all__ = ["Evaluation", "evaluate_pairs", "print_table", "run"]
+__all__ = ["Evaluation", "evaluate_pairs", "run", "score_pairs"]
 
-METRICS = ("dice", "nsd", "hd95_mm")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of all cases and classes.
-
-    Args:
-        scores: one per case and class.
-        labels: name to id, background left out.
-        nsd_tolerance_mm: of the NSD column.
-    """
-
-    scores: tuple[Score, ...]
-    labels: dict[str, int]
-    nsd_tolerance_mm: float
-
-    def mean(self, metric: str, label: str | None = None) -> float:
-        """Mean of "dice", "nsd" or "hd95_mm" over the cases of a class, or of the class means; NaN if none counts.
-
-        A case counts unless prediction and reference are both empty.
-        """
-        if label is None:
-            return _mean(self.mean(metric, name) for name in self.labels)
-        return _mean(getattr(s, metric) for s in self.scores if s.label == label)
-
-    def counts(self, label: str) -> dict[str, int]:
-        """Cases per state ("ok", "missed", "false_positive", "both_empty") of a class."""
-        states = [s.state for s in self.scores if s.label == label]
-        return {state: states.count(state) for state in ("ok", "missed", "false_positive", "both_empty")}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN becomes None."""
-        per_class = {
-            name: {m: _plain(self.mean(m, name)) for m in METRICS} | {"cases": self.counts(name)}
-            for name in self.labels
-        }
-        return {
-            "labels": self.labels,
-            "nsd_tolerance_mm": self.nsd_tolerance_mm,
-            "mean": {m: _plain(self.mean(m)) for m in METRICS},
-            "classes": per_class,
-            "scores": [{key: _plain(value) for key, value in asdict(s).items()} for s in self.scores],
-        }
-
-
-def _mean(values: Iterable[float]) -> float:
-    counted = [v for v in values if not math.isnan(v)]
-    return sum(counted) / len(counted) if counted else math.nan
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+Pair = tuple[Path, Path]
+# Cosine of the angle between two axes from which they do not count as perpendicular: 1 degree off.
+SHEAR = math.sin(math.radians(1.0))
 
 
 def run(config: EvaluateConfig) -> Evaluation:
     """Scores prediction against reference, prints the table and writes the files asked for.
 
     Raises:
-        UserError: a file is missing or unusable, grids differ, or an output exists.
+        UserError: settings or folders are unusable, an output exists, or some cases could not be scored (the others
+            are, in the files too; the message lists every failure).
     """
-    if not (math.isfinite(config.nsd_tolerance_mm) and config.nsd_tolerance_mm >= 0):
-        raise UserError(f"nsd_tolerance_mm: {config.nsd_tolerance_mm} is not a distance; give 0 or more, in mm")
+    rules = Rules(config.nsd_tolerance_mm, config.nsd_tolerances_mm or {}, config.lesion_iou)
     outputs = [path for path in (config.output_json, config.output_csv) if path is not None]
-    pairs = find_pairs(config.prediction, config.reference)
+    pairs, missing, extra = find_pairs(config.prediction, config.reference)
     for path in outputs:
         check_free(path, config.overwrite, [file for pair in pairs for file in pair])
     described = None if config.labels else read_dataset_labels(config.reference)
-    evaluation = evaluate_pairs(pairs, config.labels or described, config.nsd_tolerance_mm, described is not None)
+    labels, complete = config.labels or described, described is not None
+    console = Console(stderr=True)
+    if extra:
+        told = f"{config.prediction}: {len(extra)} prediction(s) without a reference are left out: {', '.join(extra)}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    evaluation = score_pairs(pairs, labels, rules, complete, config.workers, missing)
+    for note in evaluation.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     print_table(evaluation)
     if config.output_json is not None:
         write_bytes(config.output_json, json.dumps(evaluation.to_json(), indent=2) + "\n")
     if config.output_csv is not None:
         write_bytes(config.output_csv, to_csv(evaluation))
+    if evaluation.failed:
+        cases = len(pairs) + len(missing)
+        raise UserError(
+            f"evaluate: {len(evaluation.failed)} of {cases} case(s) could not be scored and are not in the means: "
+            + "; ".join(evaluation.failed.values())
+        )
     return evaluation
 
 
-def find_pairs(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
+def find_pairs(prediction: Path, reference: Path) -> tuple[list[Pair], dict[str, str], list[str]]:
     """(prediction, reference) files: the two given, or those of the same case name in two folders.
 
+    Returns:
+        The pairs, what is wrong with each reference that has no prediction, and predictions without a reference.
+
     Raises:
-        UserError: something is missing; a reference without a prediction is an error, not a case left out.
+        UserError: a path does not exist, they are not of a kind, or hold nothing to compare.
     """
     if reference.is_file() and prediction.is_file():
-        return [(prediction, reference)]
+        return [(prediction, reference)], {}, []
     for path in (prediction, reference):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; check the path")
@@ -118,11 +84,11 @@ def find_pairs(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
     if not references:
         raise UserError(f"{reference}: 0 NIfTI files found; give the folder with the reference label maps")
     missing = sorted(set(references) - set(predictions))
-    if missing:
-        raise UserError(
-            f"{prediction}: {len(missing)} reference case(s) have no prediction: {missing}; predict them too"
-        )
-    return [(predictions[name], references[name]) for name in references]
+    if len(missing) == len(references):
+        raise UserError(f"{prediction}: none of the {len(missing)} reference case(s) has a prediction: {missing}")
+    pairs = [(predictions[name], references[name]) for name in references if name in predictions]
+    failed = {name: f"{prediction}: reference case {name!r} has no prediction; predict it too" for name in missing}
+    return pairs, failed, sorted(set(predictions) - set(references))
 
 
 def _nifti(folder: Path) -> dict[str, Path]:
@@ -131,65 +97,93 @@ def _nifti(folder: Path) -> dict[str, Path]:
 
 
 def evaluate_pairs(
-    pairs: list[tuple[Path, Path]],
+    pairs: list[Pair],
     labels: dict[str, int] | None = None,
     nsd_tolerance_mm: float = 1.0,
     complete: bool = False,
 ) -> Evaluation:
-    """Scores (prediction, reference) files.
+    """`score_pairs` that stops at cases that cannot be scored.
+
+    Raises:
+        UserError: lists all of them.
+    """
+    evaluation = score_pairs(pairs, labels, Rules(nsd_tolerance_mm), complete)
+    if evaluation.failed:
+        raise UserError("; ".join(evaluation.failed.values()))
+    return evaluation
+
+
+def score_pairs(
+    pairs: list[Pair],
+    labels: Mapping[str, int] | None = None,
+    rules: Rules | None = None,
+    complete: bool = False,
+    workers: int = 1,
+    failed: Mapping[str, str] | None = None,
+    done: Callable[[str], None] = lambda case: None,
+) -> Evaluation:
+    """Scores (prediction, reference) files one after another, going on after one that cannot be scored.
 
     Args:
         pairs: the files.
         labels: name to id of the classes to score; None: every non-zero id in any file, as "label_ID".
-        nsd_tolerance_mm: see `Evaluation`.
+        rules: how to compare.
         complete: `labels` are all there are, so that other ids in a file are an error.
+        workers: processes, each with one case in memory.
+        failed: cases that are known to be missing, and why.
+        done: called with the name of each finished case.
 
     Raises:
-        UserError: see `run`.
+        UserError: no class to score, or a tolerance for one that there is not.
     """
+    rules = rules or Rules()
+    problems = dict(failed or {})
+    tasks = [(strip_ending(reference), (prediction, reference)) for prediction, reference in pairs]
     if labels is None:
-        found = {int(i) for pair in pairs for path in pair for i in np.unique(read_label_map(path)[0])}
+        outcomes = map_cases(_ids, tasks, workers)
+        problems |= _problems(outcomes)
+        found = {i for outcome in outcomes for i in outcome.value or ()}
         labels = {f"label_{i}": i for i in sorted(found)}
+        tasks = [task for task in tasks if task[0] not in problems]
     classes = {name: i for name, i in labels.items() if i != 0}
-    if not classes:
-        raise UserError(f'labels: {labels} names no class but background; give for example {{"liver": 1}}')
-    scores: list[Score] = []
-    for prediction_path, reference_path in pairs:
-        ids = [0, *classes.values()] if complete else None
-        reference, grid = read_label_map(reference_path, ids)
-        prediction, _ = read_label_map(prediction_path, ids, grid)
-        case = strip_ending(reference_path)
-        scores += score_masks(prediction, reference, classes, grid.spacing_mm, nsd_tolerance_mm, case)
-    return Evaluation(tuple(scores), classes, nsd_tolerance_mm)
+    if not classes and tasks:
+        raise UserError(f'labels: {dict(labels)} names no class but background; give for example {{"liver": 1}}')
+    ids = [0, *classes.values()] if complete else None
+    score = partial(_score, labels=classes, tolerances=rules.tolerances(classes), lesion_iou=rules.lesion_iou, ids=ids)
+    results = map_cases(score, tasks, workers, done)
+    problems |= _problems(results)
+    scores = tuple(s for result in results for s in (result.value[0] if result.value else ()))
+    notes = tuple(result.value[1] for result in results if result.value and result.value[1])
+    return Evaluation(scores, classes, rules.nsd_tolerance_mm, rules, problems, notes)
 
 
-def to_csv(evaluation: Evaluation) -> str:
-    """One line per case and class; empty cells for NaN."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
-    writer.writeheader()
-    for score in evaluation.scores:
-        writer.writerow({key: "" if _plain(value) is None else value for key, value in asdict(score).items()})
-    return text.getvalue()
+def _problems(outcomes: Iterable[Outcome[Any]]) -> dict[str, str]:
+    return {outcome.case: outcome.problem for outcome in outcomes if outcome.problem is not None}
 
 
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+def _ids(pair: Pair) -> set[int]:
+    """Non-zero ids in two files."""
+    return {int(i) for path in pair for i in np.unique(read_label_map(path)[0])} - {0}
 
 
-def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Per case and class, then the means; cases with both masks empty are marked and not counted."""
-    table = Table(title=f"Dice, NSD at {evaluation.nsd_tolerance_mm:g} mm, HD95 in mm, volumes in ml")
-    for name in ("case", "class", "Dice", "NSD", "HD95", "predicted", "reference", "note"):
-        table.add_column(name, justify="left" if name in ("case", "class", "note") else "right")
-    for s in evaluation.scores:
-        volumes = (f"{s.volume_prediction_ml:.2f}", f"{s.volume_reference_ml:.2f}")
-        state = "" if s.state == "ok" else s.state.replace("_", " ")
-        table.add_row(
-            s.case, s.label, _number(s.dice, ".4f"), _number(s.nsd, ".4f"), _number(s.hd95_mm, ".2f"), *volumes, state
-        )
-    table.add_section()
-    for label in (*evaluation.labels, None):
-        means = [_number(evaluation.mean(m, label), f) for m, f in zip(METRICS, (".4f", ".4f", ".2f"), strict=True)]
-        table.add_row("mean", label or "all classes", *means)
-    (console or Console()).print(table)
+def _score(
+    pair: Pair, labels: Mapping[str, int], tolerances: Mapping[str, float], lesion_iou: float, ids: list[int] | None
+) -> tuple[tuple[Score, ...], str]:
+    """Scores of a case, and what is odd about it."""
+    reference, grid = read_label_map(pair[1], ids)
+    prediction, _ = read_label_map(pair[0], ids, grid)
+    ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000.0
+    case = strip_ending(pair[1])
+    return score_masks(prediction, reference, labels, grid.spacing_mm, tolerances, case, lesion_iou, ml), _sheared(grid)
+
+
+def _sheared(grid: Grid) -> str:
+    """A note where distances cannot be exact, since they are taken along axes that count as perpendicular."""
+    directions = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
+    if cosine <= SHEAR:
+        return ""
+    degrees = math.degrees(math.asin(min(1.0, cosine)))
+    return (
+        f"{grid.path.name}: axes are {degrees:.1f} degrees off perpendicular; NSD and HD95 ignore that"
+    )

@@ -1,27 +1,39 @@
-"""Scores of one class in one case: Dice, normalised surface Dice, HD95 and volumes.
+"""Scores of one class in one case: Dice, normalised surface Dice, HD95, volumes, and detection of lesions.
 
-Empty masks, chosen so that a miss never improves a score:
-  * both empty: nothing to judge; Dice, NSD and HD95 are NaN, the state is "both_empty" and means leave the case out;
-  * one empty: Dice 0, NSD 0, HD95 = the diagonal of the image in mm, the largest distance two voxels can have.
+Empty masks, chosen so that a miss never improves a score (MONAI 1.6 gives NaN for HD95 there, which means leave out):
+  * both empty: nothing to judge; Dice, NSD, HD95 and the relative volume error are NaN, the state is "both_empty" and
+    means leave the case out;
+  * one empty: Dice 0, NSD 0, HD95 = the diagonal of the image in mm, the largest distance two voxels can have, and the
+    relative volume error is -200 % or 200 %, its extreme values.
+The volume error in ml is what it is, however: a miss of a small object is a small error. So is the number of false
+positives, which says something only beside the sensitivity; their F1 is 0 where one mask is empty.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.surface_dice import compute_surface_dice
+from monai.metrics.utils import get_edge_surface_distance
 from numpy.typing import NDArray
 
-__all__ = ["Score", "score_mask", "score_masks"]
+from ssmvision.recipes.evaluation.lesions import Lesions, detect
+
+__all__ = ["COLUMNS", "Score", "score_mask", "score_masks"]
 
 State = Literal["ok", "missed", "false_positive", "both_empty"]
+IDENTITY = ("case", "label")
+NUMBERS = (
+    *("dice", "nsd", "hd95_mm", "volume_prediction_ml", "volume_reference_ml"),
+    *("volume_error_ml", "volume_error_percent"),
+)
+COUNTS = ("reference", "found", "predicted", "false_positives")
+COLUMNS = (*IDENTITY, *NUMBERS, *(f"lesions_{name}" for name in COUNTS), "state")
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Score:
         hd95_mm: 95th percentile of the surface distances, the larger of both directions.
         volume_prediction_ml, volume_reference_ml: voxel count times voxel volume.
         state: "ok", or why Dice, NSD and HD95 follow the rule for empty masks.
+        lesions: counts of connected components.
     """
 
     case: str
@@ -45,6 +58,29 @@ class Score:
     volume_prediction_ml: float
     volume_reference_ml: float
     state: State
+    lesions: Lesions = field(default_factory=Lesions)
+
+    @property
+    def volume_error_ml(self) -> float:
+        """Predicted minus reference volume."""
+        return self.volume_prediction_ml - self.volume_reference_ml
+
+    @property
+    def volume_error_percent(self) -> float:
+        """Volume error over the mean of both volumes, -200 (missed) to 200 (made up).
+
+        The usual ratio to the reference alone would end at -100 for a miss but have no end on the other side.
+        """
+        total = self.volume_prediction_ml + self.volume_reference_ml
+        return 200.0 * self.volume_error_ml / total if total else math.nan
+
+    def row(self) -> dict[str, Any]:
+        """All numbers under the names that files give them."""
+        return {
+            **{name: getattr(self, name) for name in (*IDENTITY, *NUMBERS)},
+            **{f"lesions_{name}": getattr(self.lesions, name) for name in COUNTS},
+            "state": self.state,
+        }
 
 
 def score_mask(
@@ -54,33 +90,39 @@ def score_mask(
     tolerance_mm: float,
     case: str = "",
     label: str = "",
+    lesion_iou: float = 0.0,
+    voxel_ml: float | None = None,
 ) -> Score:
     """Scores one boolean mask (X, Y, Z) against another.
 
     Args:
         prediction: the mask to judge.
         reference: the mask that counts as right.
-        spacing_mm: voxel edges per axis.
+        spacing_mm: voxel edges per axis; distances take the axes as perpendicular.
         tolerance_mm: distance up to which surfaces agree in NSD.
         case: copied to the result.
         label: copied to the result.
+        lesion_iou: see `lesions.detect`.
+        voxel_ml: volume of a voxel, where its edges are not perpendicular; None: their product.
 
     Raises:
         ValueError: shapes differ or are not three-dimensional.
     """
     if prediction.shape != reference.shape or prediction.ndim != 3:
         raise ValueError(f"masks of shape {prediction.shape} and {reference.shape}; expected two equal (X, Y, Z)")
-    ml = math.prod(spacing_mm) / 1000.0
+    ml = math.prod(spacing_mm) / 1000.0 if voxel_ml is None else voxel_ml
     counts = int(prediction.sum()), int(reference.sum())
     volumes = counts[0] * ml, counts[1] * ml
     if not any(counts):
         return Score(case, label, math.nan, math.nan, math.nan, *volumes, "both_empty")
+    lesions = detect(prediction, reference, lesion_iou)
     if not all(counts):
         diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(prediction.shape, spacing_mm, strict=True)))
-        return Score(case, label, 0.0, 0.0, diagonal, *volumes, "missed" if counts[1] else "false_positive")
+        state: State = "missed" if counts[1] else "false_positive"
+        return Score(case, label, 0.0, 0.0, diagonal, *volumes, state, lesions)
     dice = 2.0 * int((prediction & reference).sum()) / sum(counts)
     nsd, hd95 = _surface_scores(prediction, reference, spacing_mm, tolerance_mm)
-    return Score(case, label, dice, nsd, hd95, *volumes, "ok")
+    return Score(case, label, dice, nsd, hd95, *volumes, "ok", lesions)
 
 
 def _surface_scores(
@@ -90,27 +132,36 @@ def _surface_scores(
     # One empty voxel around: a mask at the border of the volume has its surface there.
     occupied = np.argwhere(prediction | reference)
     box = tuple(slice(a, b + 1) for a, b in zip(occupied.min(0), occupied.max(0), strict=True))
-    p, r = (torch.from_numpy(np.pad(mask[box], 1))[None, None].float() for mask in (prediction, reference))
-    common: Any = {"include_background": True, "spacing": [float(s) for s in spacing_mm]}
+    p, r = (torch.from_numpy(np.pad(mask[box], 1)) for mask in (prediction, reference))
     with warnings.catch_warnings():
         # MONAI 1.6 warns about an argument that it passes to itself.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*")
-        nsd = compute_surface_dice(p, r, class_thresholds=[tolerance_mm], **common)
-        hd95 = compute_hausdorff_distance(p, r, percentile=95, **common)
-    return float(nsd), float(hd95)
+        # The surfaces and their distances once for both scores, which MONAI's own functions each take anew.
+        _, distances, _ = get_edge_surface_distance(p, r, spacing=[float(s) for s in spacing_mm], symmetric=True)
+    to_reference, to_prediction = (np.asarray(d, dtype=np.float64) for d in distances)
+    near = int((to_reference <= tolerance_mm).sum()) + int((to_prediction <= tolerance_mm).sum())
+    hd95 = max(float(np.percentile(d, 95)) for d in (to_reference, to_prediction))
+    return near / (to_reference.size + to_prediction.size), hd95
 
 
 def score_masks(
     prediction: NDArray[np.integer],
     reference: NDArray[np.integer],
-    labels: dict[str, int],
+    labels: Mapping[str, int],
     spacing_mm: Sequence[float],
-    tolerance_mm: float = 1.0,
+    tolerance_mm: float | Mapping[str, float] = 1.0,
     case: str = "",
+    lesion_iou: float = 0.0,
+    voxel_ml: float | None = None,
 ) -> tuple[Score, ...]:
-    """Scores every class but background (id 0) of one label map (X, Y, Z) against another."""
-    return tuple(
-        score_mask(prediction == i, reference == i, spacing_mm, tolerance_mm, case, name)
-        for name, i in labels.items()
-        if i != 0
-    )
+    """Scores every class but background (id 0) of one label map (X, Y, Z) against another.
+
+    Arguments are those of `score_mask`; `tolerance_mm` may name one for each class.
+    """
+    scores = []
+    for name, i in labels.items():
+        if i != 0:
+            tolerance = tolerance_mm if isinstance(tolerance_mm, int | float) else tolerance_mm[name]
+            masks = prediction == i, reference == i
+            scores.append(score_mask(*masks, spacing_mm, tolerance, case, name, lesion_iou, voxel_ml))
+    return tuple(scores)
