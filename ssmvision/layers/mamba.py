@@ -242,11 +242,11 @@ class MambaMixer(nn.Module):
             D=tuple([getattr(self, f"D{suffix}") for suffix in suffixes]),
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
+    def forward(self, tokens: Tensor, recompute: Recompute | None = None) -> Tensor:
+        """(B, L, dim) -> (B, L, dim); `recompute` in place of the mixer's own, if given."""
         if self._uses_operator(tokens):
             p = self._parameters_by_route()
-            out = run_mixer(tokens, p, self.routes, self.merge, self.recompute, self.backend)
+            out = run_mixer(tokens, p, self.routes, self.merge, recompute or self.recompute, self.backend)
         else:
             out = self.out_proj(self.scan(tokens))
         return out if self.gamma is None else out * self.gamma

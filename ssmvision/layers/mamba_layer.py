@@ -11,10 +11,19 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ssmvision.kernels.branch import norm_map
+from ssmvision.kernels.mamba_mixer.interface import Recompute
+from ssmvision.layers.mamba import MambaMixer
 from ssmvision.layers.mixers import Mixer, resolve_mixer
+from ssmvision.layers.norm import LayerNorm
 
-__all__ = ["MambaLayer", "autocast_off"]
+__all__ = ["MambaLayer", "TokenNorm", "autocast_off"]
+
+# A mixer keeps about ten times its map for the backward. From this many elements of the batch's map on, that is worth a
+# second forward; from so many of a sample's map on, samples go one by one, which halves what a backward holds at once.
+RECOMPUTE_ELEMENTS, SPLIT_ELEMENTS = 1 << 22, 1 << 24
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
@@ -24,11 +33,29 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+class TokenNorm(LayerNorm):
+    """Layer norm over the channels of a map, whose positions come out as tokens.
+
+    CUDA tensors take one pass in either memory format, which has no second derivative.
+
+    Shape:
+        (B, C, *spatial) -> (B, L, C), positions in C order, in the dtype of `weight`; for CUDA tensors under autocast
+        in autocast's dtype, which the matrix product that follows would cast it to.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm and transposition; see the class."""
+        if x.is_cuda and x.is_contiguous():
+            wide = x.to(self.weight.dtype) if self.weight.dtype == torch.float64 else x
+            return norm_map(wide.flatten(2), self.weight, self.bias, self.eps)
+        return super().forward(x.to(self.weight.dtype).flatten(2).transpose(1, 2))
+
+
 class MambaLayer(nn.Module):
     """LayerNorm and a mixer over all positions of a feature map; the result replaces the map (no residual).
 
-    Autocast is off inside: the layer computes in its parameters' dtype (float32, or float64 after `.double()`) and
-    casts the result back to the input's dtype.
+    Autocast is off inside, unless asked for: the layer computes in its parameters' dtype (float32, or float64 after
+    `.double()`) and casts the result back to the input's dtype.
 
     Args:
         dim: token width: channels, or voxels of the map in channel-token mode.
@@ -36,9 +63,14 @@ class MambaLayer(nn.Module):
             one map size, and only maps of `dim` voxels can be mixed.
         mixer: name, `Mixer`, or callable `(dim) -> nn.Module`; grid mixers are never in channel-token mode.
         spatial_dims: axes of the map, told to grid mixers.
+        recompute: in training, keep the map alone and compute everything again in the backward; large maps then go
+            through the layer sample by sample. None: where that saves much, for CUDA maps of four million elements on.
+        autocast: follow autocast. Projections and activations of a Mamba mixer then have its dtype; norm, convolution,
+            step sizes and the scan's state stay in float32 on CUDA. For bfloat16; float16 may overflow.
 
     Shape:
-        (B, C, *spatial) -> (B, C, *spatial). Voxels are tokens in C order, the last axis fastest.
+        (B, C, *spatial) -> (B, C, *spatial), contiguous if the input is. Voxels are tokens in C order, the last axis
+        fastest.
 
     Raises:
         ValueError: `mixer` is "none" or a grid mixer with channel tokens, or, from forward, the map does not fit
@@ -51,6 +83,8 @@ class MambaLayer(nn.Module):
         channel_token: bool = False,
         mixer: str | Mixer | Callable[[int], nn.Module] = "mamba",
         spatial_dims: int = 3,
+        recompute: bool | None = None,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
         resolved = resolve_mixer(mixer)
@@ -60,7 +94,8 @@ class MambaLayer(nn.Module):
         if self.is_grid and channel_token:
             raise ValueError("channel_token=True needs a mixer on tokens; grid mixers see the axes themselves")
         self.dim, self.channel_token = dim, channel_token
-        self.norm = nn.LayerNorm(dim)
+        self.recompute, self.autocast = recompute, autocast
+        self.norm = nn.LayerNorm(dim) if channel_token or self.is_grid else TokenNorm(dim)
         # Checkpoints of U-Mamba call the mixer so.
         self.mamba = resolved.build(dim, spatial_dims) if self.is_grid else resolved.build(dim)
 
@@ -71,18 +106,33 @@ class MambaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions of a map (B, C, *spatial); see the class."""
         self._check(x)
-        with autocast_off(x.device):
-            wide = x.to(self.norm.weight.dtype)
-            if self.is_grid:
-                mixed = self._mix(self.norm(wide.movedim(1, -1)).movedim(-1, 1))
-            elif self.channel_token:
-                mixed = self._mix(self.norm(wide.flatten(2)))
-            else:
-                mixed = self._mix(self.norm(wide.flatten(2).transpose(1, 2))).transpose(1, 2)
-            return mixed.reshape(x.shape).to(x.dtype)
+        with nullcontext() if self.autocast else autocast_off(x.device):
+            if not self.recomputes(x):
+                return self._mixed(x)
+            parts = x.split(1) if x.numel() >= SPLIT_ELEMENTS * x.shape[0] else (x,)
+            mixed = [checkpoint(self._mixed, part, "none", use_reentrant=False) for part in parts]
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _mix(self, t: Tensor) -> Tensor:
-        mixed: Tensor = self.mamba(t)
+    def recomputes(self, x: Tensor) -> bool:
+        """Whether a call with this map keeps nothing but the map for its backward."""
+        if not torch.is_grad_enabled():
+            return False
+        return x.is_cuda and x.numel() >= RECOMPUTE_ELEMENTS if self.recompute is None else self.recompute
+
+    def _mixed(self, x: Tensor, recompute: Recompute | None = None) -> Tensor:
+        dtype = self.norm.weight.dtype
+        if self.is_grid:
+            mixed = self._mix(self.norm(x.to(dtype).movedim(1, -1)).movedim(-1, 1), recompute)
+        elif self.channel_token:
+            mixed = self._mix(self.norm(x.to(dtype).flatten(2)), recompute)
+        else:
+            mixed = self._mix(self.norm(x), recompute).transpose(1, 2)
+            if x.is_contiguous():  # a transposed map would make the convolutions that follow take another layout
+                mixed = mixed.contiguous()
+        return mixed.reshape(x.shape).to(x.dtype)
+
+    def _mix(self, t: Tensor, recompute: Recompute | None) -> Tensor:
+        mixed: Tensor = self.mamba(t, recompute) if type(self.mamba) is MambaMixer else self.mamba(t)
         if mixed.shape != t.shape:  # the reshape above would scramble it silently
             raise ValueError(f"mixer {type(self.mamba).__name__} turned {tuple(t.shape)} into {tuple(mixed.shape)}")
         return mixed

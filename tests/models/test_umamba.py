@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from ssmvision.layers import mamba_layer
 from ssmvision.layers.mamba import MambaMixer
 from ssmvision.layers.mamba_layer import MambaLayer
 from ssmvision.layers.mixers import Mixer, mixer_names, register_mixer, resolve_mixer
@@ -161,6 +162,42 @@ def test_layer_computes_in_float32_under_autocast(dtype: torch.dtype, channel_to
     assert layer.mamba.seen[0][1] == torch.float32
     assert layer.double()(x.double()).dtype == torch.float64
     assert layer.mamba.seen[1][1] == torch.float64
+
+
+@pytest.mark.parametrize("channel_token", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_recomputing_layer_keeps_only_its_map(channel_token: bool, split: bool, monkeypatch: Any) -> None:
+    layer: Any = MambaLayer(24 if channel_token else 6, channel_token).double()
+    x = torch.randn(2, 6, 4, 6, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(mamba_layer, "SPLIT_ELEMENTS", 1 if split else 1 << 30)
+    seen: list[int] = []
+    layer.norm.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    results = []
+    for layer.recompute in (False, True):
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            out = layer(x)
+        free = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
+        assert ({t.untyped_storage().data_ptr() for t in kept if t.numel()} <= free) == layer.recompute
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    assert seen == [2, 1, 1, 1, 1] if split else [2, 2, 2]
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*results, strict=True))
+    with torch.no_grad():
+        layer(x)
+    assert seen[-1] == 2
+
+
+def test_layer_follows_autocast_where_asked() -> None:
+    torch.manual_seed(0)
+    layer: Any = MambaLayer(8, autocast=True)
+    x = torch.randn(1, 8, 2, 3)
+    exact = layer(x)
+    products: list[torch.dtype] = []
+    layer.mamba.in_proj.register_forward_hook(lambda _, args, out: products.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    assert (products, out.dtype) == ([torch.bfloat16], torch.float32)
+    assert 0 < (out - exact).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("net", "dims"), EVERY)
