@@ -170,6 +170,12 @@ COMMANDS = (
         "ssmvision.bench.vim:run",
     ),
     Command(
+        "bench umamba",
+        "time training steps of U-Mamba beside the same network without its state-space layers",
+        "ssmvision.bench.umamba_config:BenchUMambaConfig",
+        "ssmvision.bench.umamba:run",
+    ),
+    Command(
         "bench fusion",
         "time FusionMamba's inference and training, eagerly and as a CUDA graph",
         "ssmvision.bench.fusion_config:BenchFusionConfig",
