@@ -10,7 +10,8 @@ __all__ = ["EXTRAS", "missing_extra"]
 EXTRAS: dict[str, tuple[str, ...]] = {
     "recipes": ("monai", "lightning", "nibabel", "scipy", "albumentations", "cv2", "jinja2", "matplotlib"),
     "demo": ("nilearn",),
-    "dicom": ("pydicom",),
+    "dicom": ("pydicom", "highdicom", "skimage", "pylibjpeg", "openjpeg", "gdcm"),
+    "bundle": ("fire", "jsonschema"),
 }
 
 

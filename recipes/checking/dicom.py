@@ -1,144 +1,97 @@
-"""Finds and checks DICOM series and the contours (RTSTRUCT) or segmentations (SEG) that refer to them."""
+"""Checks DICOM series and the contours (RTSTRUCT) or segmentations (SEG) that refer to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from nibabel.orientations import aff2axcodes
 
-from ssmvision.errors import UserError
 from ssmvision.recipes.checking.cases import CheckCase, FoundDataset
 from ssmvision.recipes.checking.dicom_labels import check_contours, check_segmentation
 from ssmvision.recipes.checking.findings import Findings
 from ssmvision.recipes.checking.volumes import CaseReport, CheckTask
-from ssmvision.recipes.fusion.dicom import is_dicom, read_dicom
+from ssmvision.recipes.dicom.files import is_dicom, read_header, require, visible_files
+from ssmvision.recipes.dicom.labels import open_labels
+from ssmvision.recipes.dicom.scan import FoundSeries, Scan, scan
+from ssmvision.recipes.dicom.series import Series, series_from
 
 __all__ = ["check_dicom_case", "find_dicom", "looks_like_dicom"]
-
-LABEL_KINDS = ("RTSTRUCT", "SEG")
-
-
-@dataclass(frozen=True)
-class _File:
-    """One DICOM file: what it is, its series, and the series that it refers to."""
-
-    path: Path
-    modality: str
-    series: str
-    refers_to: tuple[str, ...]
 
 
 def looks_like_dicom(root: Path) -> bool:
     """Whether any file below a folder is DICOM."""
-    return any(is_dicom(path) for path in _files(root))
-
-
-def _files(root: Path) -> Iterator[Path]:
-    return (path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith("."))
-
-
-def require_pydicom(root: Path) -> None:
-    """Refuses to go on where pydicom is missing.
-
-    Raises:
-        UserError: says what to install.
-    """
-    if find_spec("pydicom") is None:
-        raise UserError(
-            f"{root}: DICOM needs pydicom, which is not installed; pip install 'ssmvision[dicom]' "
-            "(in a clone: pip install '.[dicom]')"
-        )
-
-
-def read_header(path: Path) -> Any:
-    """The data set of a DICOM file without its pixels.
-
-    Raises:
-        UserError: not readable.
-    """
-    import pydicom
-
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a readable DICOM file ({error}); fetch or export it again") from None
+    return any(is_dicom(path) for path in visible_files(root, deep=True))
 
 
 def find_dicom(root: Path) -> FoundDataset:
-    """Every folder with one image series is a case; its label map is what refers to that series.
+    """Every image series is a case; its label map is what refers to it.
 
     Raises:
         UserError: pydicom is not installed.
     """
-    require_pydicom(root)
-    found = FoundDataset("DICOM series", root, root)
-    files = [entry for path in _files(root) if (entry := _describe(found, path)) is not None]
-    images: dict[Path, set[str]] = {}
-    for file in files:
-        if file.modality not in LABEL_KINDS:
-            images.setdefault(file.path.parent, set()).add(file.series)
-    labels = [file for file in files if file.modality in LABEL_KINDS]
-    used: set[Path] = set()
-    for folder, series in images.items():
-        name = "_".join(folder.relative_to(root).parts) or root.name
-        own = [file.path for file in labels if series & set(file.refers_to)]
-        used |= set(own)
-        if len(own) != 1:
-            problem = f"{len(own)} contours or segmentations refer to this series{f': {own}' if own else ''}"
-            found.findings.error(folder, problem, "keep exactly one RTSTRUCT or SEG file, or remove the series")
-        found.cases.append(CheckCase(name, (folder,), own[0] if len(own) == 1 else None, dicom=True))
-    for file in labels:
-        if file.path not in used:
-            missing = ", ".join(file.refers_to) or "no series at all"
-            found.findings.error(file.path, f"refers to {missing}, which is not here", "add the series or remove it")
+    require(root)
+    found, seen = FoundDataset("DICOM series", root, root), scan(root)
+    for path, error in seen.refused:
+        found.findings.refused(error, path)
+    for path, text in seen.others:
+        found.findings.note(path, text)
+    for series in seen.series:
+        _check_labels(found, seen, series)
+        label = series.labels[0] if len(series.labels) == 1 else None
+        found.cases.append(CheckCase(_name(root, seen, series), tuple(series.files), label, dicom=True))
+    for labels in seen.lost:
+        missing = ", ".join(labels.refers_to) or "no series at all"
+        found.findings.error(labels.path, f"refers to {missing}, which is not here", "add the series or remove it")
     if not found.cases:
         found.findings.error(root, "0 image series found", "give the folder of DICOM series")
     return found
 
 
-def _describe(found: FoundDataset, path: Path) -> _File | None:
-    if not is_dicom(path):
-        found.findings.note(path, "is no DICOM file and is not read")
-        return None
-    header = found.findings.attempt(path, lambda: read_header(path))
-    if header is None:
-        return None
-    modality = str(header.get("Modality", ""))
-    if modality not in LABEL_KINDS and "Rows" not in header:
-        found.findings.note(path, f"DICOM of the kind {modality or 'unknown'} without pixels is not read")
-        return None
-    return _File(path, modality, str(header.get("SeriesInstanceUID", "")), tuple(_references(header)))
+def _name(root: Path, seen: Scan, series: FoundSeries) -> str:
+    name = "_".join(series.folder.relative_to(root).parts) or root.name
+    beside = [one for one in seen.series if one.folder == series.folder]
+    return name if len(beside) == 1 else f"{name}_{beside.index(series) + 1}"
 
 
-def _references(header: Any) -> Iterator[str]:
-    """Series that contours or a segmentation refer to (DICOM PS3.3, C.8.8.5 and C.12.4)."""
-    for frame in header.get("ReferencedFrameOfReferenceSequence", ()):
-        for study in frame.get("RTReferencedStudySequence", ()):
-            for series in study.get("RTReferencedSeriesSequence", ()):
-                yield str(series.SeriesInstanceUID)
-    for series in header.get("ReferencedSeriesSequence", ()):
-        yield str(series.SeriesInstanceUID)
+def _check_labels(found: FoundDataset, seen: Scan, series: FoundSeries) -> None:
+    count = len(series.labels)
+    if count == 1:
+        return
+    where = (
+        series.folder if not any(s.folder == series.folder for s in seen.series if s is not series) else series.files[0]
+    )
+    problem = f"{count} contours or segmentations refer to this series{f': {series.labels}' if count else ''}"
+    fix = "keep exactly one RTSTRUCT or SEG file, or remove the series"
+    # A study comes with scouts and reconstructions that nobody labels.
+    labelled_beside = any(one.labels for one in seen.series if one.folder == series.folder)
+    (found.findings.warning if count == 0 and labelled_beside else found.findings.error)(where, problem, fix)
 
 
 def check_dicom_case(task: CheckTask) -> CaseReport:
     """Reads a series with its geometry, and checks that its labels lie on it."""
     case, findings = task.case, Findings(task.case.id)
-    folder = case.images[0]
-    source = findings.attempt(folder, lambda: read_dicom(folder))
-    if source is None or source.grid is None:
+    folder = case.images[0].parent
+
+    def read() -> Series:
+        return series_from(folder, [(file, read_header(file)) for file in case.images])
+
+    series = findings.attempt(folder, read)
+    values = None if series is None else findings.attempt(folder, series.voxels)
+    if series is None or values is None:
         return CaseReport(case.id, case.split, tuple(findings.found))
-    if source.values.min() == source.values.max():
-        findings.error(folder, f"every voxel is {source.values.flat[0]}", "export the series again, or remove it")
+    grid = series.grid
+    if values.min() == values.max():
+        findings.error(folder, f"every voxel is {values.flat[0]}", "export the series again, or remove it")
+    if series.tilt_degrees:
+        findings.note(folder, f"the gantry was tilted by {series.tilt_degrees:.1f} degrees; its grid is sheared")
     if case.label is not None:
-        header = findings.attempt(case.label, lambda: read_header(case.label))  # type: ignore[arg-type]
-        if header is not None:
-            check = check_contours if header.get("Modality") == "RTSTRUCT" else check_segmentation
-            check(findings, case.label, header, source.grid)
-    codes = "".join(str(code) for code in aff2axcodes(source.grid.affine))
-    channels = 1 if source.values.ndim == 3 else int(source.values.shape[3])
+        path = case.label
+        labels = findings.attempt(path, lambda: open_labels(path))
+        if labels is not None and labels.contours is not None:
+            check_contours(findings, path, labels.contours, grid)
+        elif labels is not None:
+            check_segmentation(findings, path, labels, grid)
+    codes = "".join(str(code) for code in aff2axcodes(grid.affine))
+    channels = 1 if values.ndim == 3 else int(values.shape[3])
     found = tuple(findings.found)
-    return CaseReport(case.id, case.split, found, channels, source.grid.shape, source.grid.spacing_mm, codes)
+    return CaseReport(case.id, case.split, found, channels, grid.shape, grid.spacing_mm, codes)

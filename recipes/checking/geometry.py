@@ -90,7 +90,9 @@ def compare_grids(findings: Findings, found: Grid, expected: Grid, what: str) ->
     other = f"its {what} {expected.path.name}"
     if found.shape != expected.shape:
         problem = f"shape {_numbers(found.shape)}, but {other} has {_numbers(expected.shape)}"
-        findings.error(found.path, problem, "resample one onto the other's grid, or exchange the wrong file")
+        findings.error(
+            found.path, problem, "resample one onto the other's grid (ssmvision align), or exchange the wrong file"
+        )
         return
     distance = _corner_distance(found.shape, found.affine, expected.affine)
     off = np.abs(np.subtract(found.spacing_mm, expected.spacing_mm)) > ROUNDING * np.array(expected.spacing_mm)
@@ -103,7 +105,9 @@ def compare_grids(findings: Findings, found: Grid, expected: Grid, what: str) ->
             f"{found.affine.round(4).tolist()}, expected {expected.affine.round(4).tolist()}"
         )
         findings.error(
-            found.path, sizes if off.any() else problem, "copy the header if the voxels match, else resample"
+            found.path,
+            sizes if off.any() else problem,
+            "copy the header if the voxels match, else resample (ssmvision align)",
         )
         return
     if off.any():

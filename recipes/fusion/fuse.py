@@ -12,8 +12,9 @@ from rich.console import Console
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.devices import pick_device
+from ssmvision.recipes.dicom.files import is_dicom
 from ssmvision.recipes.fusion import classical, images, volumes
-from ssmvision.recipes.fusion.dicom import is_dicom, read_dicom
+from ssmvision.recipes.fusion.dicom import read_dicom
 from ssmvision.recipes.fusion.fuse_config import FuseConfig
 from ssmvision.recipes.fusion.fuse_metrics import Row, check_report, measured, write_report
 from ssmvision.recipes.fusion.layers import Stored, layers_of, pick_chroma, pick_like, stored_values

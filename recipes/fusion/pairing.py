@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.dicom.files import is_series
 from ssmvision.recipes.fusion import images, volumes
-from ssmvision.recipes.fusion.dicom import is_series
 
 __all__ = ["Pair", "Plan", "is_volume", "plan_pairs"]
 

@@ -8,6 +8,7 @@ __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
 _CHECKING = "ssmvision.recipes.checking"
+_DICOM = "ssmvision.recipes.dicom"
 _PLANNING = "ssmvision.recipes.planning"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
@@ -50,6 +51,14 @@ COMMANDS = (
         f"{_CHECKING}.command:run",
         positional=True,
         extra="recipes",
+    ),
+    Command(
+        "import",
+        "make a folder to train on out of DICOM series with contours or segmentations",
+        f"{_DICOM}.import_config:ImportConfig",
+        f"{_DICOM}.importing:run",
+        positional=True,
+        extra="dicom",
     ),
     Command(
         "plan",

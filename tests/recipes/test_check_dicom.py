@@ -9,9 +9,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage, generate_uid
 
 from ssmvision.cli import main
-from ssmvision.recipes.checking import dicom
 from ssmvision.recipes.checking.command import Report, check
 from ssmvision.recipes.checking.config import CheckConfig
+from ssmvision.recipes.dicom import files
 
 SHAPE, SPACING, GAP = (8, 9, 5), (0.8, 0.7), 3.0  # columns, rows, slices; mm per row and column
 
@@ -71,17 +71,22 @@ def contours(
 def segmentation(path: Path, refers_to: str, offset: float = 0.0, columns: int = SHAPE[0]) -> Path:
     data, referred, segment = Dataset(), Dataset(), Dataset()
     data.Modality, data.SeriesInstanceUID, data.SegmentationType = "SEG", generate_uid(), "BINARY"
-    referred.SeriesInstanceUID, segment.SegmentLabel = refers_to, "tumour"
+    referred.SeriesInstanceUID, segment.SegmentLabel, segment.SegmentNumber = refers_to, "tumour", 1
     data.ReferencedSeriesSequence, data.SegmentSequence = [referred], [segment]
     data.Columns, data.Rows, data.NumberOfFrames = columns, SHAPE[1], 2
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     data.PixelData = bytes(columns * SHAPE[1] * 2)
     data.PerFrameFunctionalGroupsSequence = []
+    shared, orientation, measures, identification = Dataset(), Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], list(SPACING)
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    data.SharedFunctionalGroupsSequence, identification.ReferencedSegmentNumber = [shared], 1
     for index in (1, 2):
         group, position = Dataset(), Dataset()
         position.ImagePositionPatient = [*place(index)[:2], place(index)[2] + offset]
         group.PlanePositionSequence = [position]
+        group.SegmentIdentificationSequence = [identification]
         data.PerFrameFunctionalGroupsSequence.append(group)
     return save(path, data, SegmentationStorage)
 
@@ -148,6 +153,6 @@ def test_missing_pydicom_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     series(tmp_path)
-    monkeypatch.setattr(dicom, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
     assert main(["check", str(tmp_path)]) == 2
     assert "DICOM needs pydicom, which is not installed; pip install 'ssmvision[dicom]'" in capsys.readouterr().err

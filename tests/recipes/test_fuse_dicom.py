@@ -13,7 +13,8 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.fusion.dicom import is_series, read_dicom
+from ssmvision.recipes.dicom.files import is_series
+from ssmvision.recipes.fusion.dicom import read_dicom
 from ssmvision.recipes.fusion.windows import Window
 from tests.recipes.fusion_files import head
 
@@ -106,6 +107,7 @@ def test_a_scanners_own_file_beside_one_without_pixels(tmp_path):
     (tmp_path / "ct.dcm").write_bytes(Path(real).read_bytes())
     contours = pydicom.dcmread(real)
     del contours.PixelData
+    contours.file_meta.MediaStorageSOPClassUID = contours.SOPClassUID = pydicom.uid.RTStructureSetStorage
     contours.save_as(tmp_path / "contours.dcm")
     source = read_dicom(tmp_path)
     assert source.shape == (128, 128, 1)

@@ -1,0 +1,132 @@
+"""Tells DICOM files apart and opens them; needs pydicom (the extra `dicom`) from `read_header` on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ssmvision.errors import UserError
+
+__all__ = [
+    "dicom_files",
+    "is_cut",
+    "is_dicom",
+    "is_series",
+    "kind_of",
+    "quietly",
+    "read_header",
+    "refusal_of_cut",
+    "require",
+    "visible_files",
+]
+
+ENDINGS = (".dcm", ".ima")
+LABEL_KINDS = ("RTSTRUCT", "SEG")
+_OTHERS = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+
+
+def visible_files(folder: Path, deep: bool = False) -> Iterator[Path]:
+    """Files in a folder (`deep`: and below it), sorted, hidden ones left out."""
+    paths = folder.rglob("*") if deep else folder.iterdir()
+    return (path for path in sorted(paths) if path.is_file() and not path.name.startswith("."))
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder directly holds DICOM files, and no pictures or NIfTI files."""
+    files = list(visible_files(folder))
+    return not any(path.name.lower().endswith(_OTHERS) for path in files) and any(map(is_dicom, files))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its name or its first bytes."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    with path.open("rb") as file:
+        file.seek(_MAGIC_AT)
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a file without an ending is too short to tell, as a slice whose copy broke off would be."""
+    return not path.suffix and path.stat().st_size < _MAGIC_AT + len(_MAGIC)
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder.
+
+    Raises:
+        UserError: beside them lies a file that broke off at its start; it must not just go missing.
+    """
+    files = list(visible_files(folder))
+    found = [path for path in files if is_dicom(path)]
+    for path in files if found else ():
+        if is_cut(path):
+            raise refusal_of_cut(path)
+    return found
+
+
+def refusal_of_cut(path: Path) -> UserError:
+    """What to say about a file that broke off at its start."""
+    size = path.stat().st_size
+    return UserError(f"{path}: has {size} bytes, too few for DICOM; fetch or export it again, or remove it")
+
+
+def require(path: Path, *packages: str) -> None:
+    """Refuses to go on where a package that DICOM needs is missing.
+
+    Raises:
+        UserError: says what to install.
+    """
+    for package in packages or ("pydicom",):
+        if find_spec(package) is None:
+            raise UserError(
+                f"{path}: DICOM needs {package}, which is not installed; pip install 'ssmvision[dicom]' "
+                "(in a clone: pip install '.[dicom]')"
+            )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps warnings back: those of pydicom quote values, which may name a patient."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_header(path: Path, pixels: bool = False) -> Any:
+    """The data set of a DICOM file.
+
+    Args:
+        path: the file.
+        pixels: read them too.
+
+    Raises:
+        UserError: not readable, or pydicom is not installed.
+    """
+    require(path)
+    import pydicom
+
+    try:
+        with quietly():
+            return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except Exception as error:  # the parser lets whatever a broken file causes through
+        raise UserError(f"{path}: not a readable DICOM file ({error}); fetch or export it again") from None
+
+
+def kind_of(header: Any) -> str:
+    """What a DICOM file holds: "image", "RTSTRUCT", "SEG", or "other" such as a dose, a report or a disc's index."""
+    modality = str(header.get("Modality", ""))
+    if modality in LABEL_KINDS:
+        return modality
+    # A file that broke off may have lost its tags; what it was is told at its start.
+    meta = getattr(header, "file_meta", {})
+    storage = meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    name = str(getattr(storage, "name", ""))
+    if "Storage" in name:
+        return "image" if "Image Storage" in name else "other"
+    return "image" if "Rows" in header else "other"

@@ -1,0 +1,97 @@
+"""Decodes the pixels of slices into one array, in the unit that each slice's rescaling gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.dicom.files import quietly, read_header
+from ssmvision.recipes.dicom.planes import Plane
+
+__all__ = ["read_pixels"]
+
+# Up to so many bits, rescaled by whole numbers, values are kept as integers.
+_INTEGER_BITS = 16
+
+
+def read_pixels(planes: Sequence[Plane]) -> NDArray[Any]:
+    """The values of ordered slices.
+
+    Args:
+        planes: of one size and kind.
+
+    Returns:
+        (columns, rows, slices), or with a last axis of 3 with colour (uint8); int16 where all values are whole and
+        fit, else int32, else float32. A view of (slices, rows, columns) in memory.
+
+    Raises:
+        UserError: a file is cut short, or compressed in a way that no installed package decodes.
+    """
+    whole = all(p.slope.is_integer() and p.intercept.is_integer() and p.bits <= _INTEGER_BITS for p in planes)
+    dtype = np.uint8 if planes[0].photometric == "RGB" else np.int32 if whole else np.float32
+    stack: NDArray[Any] | None = None
+    for index, (plane, pixels) in enumerate(_decoded(planes)):
+        values = pixels if dtype is np.uint8 else pixels * plane.slope + plane.intercept
+        # Only now: a header may promise any size, a decoded slice has its own.
+        stack = np.empty((len(planes), *values.shape), dtype) if stack is None else stack
+        stack[index] = values
+    assert stack is not None  # there is at least one slice
+    if stack.dtype == np.int32:
+        limits = np.iinfo(np.int16)
+        small = limits.min <= stack.min() and stack.max() <= limits.max
+        stack = stack.astype(np.int16) if small else stack
+    return np.swapaxes(stack, 0, 2)
+
+
+def _decoded(planes: Sequence[Plane]) -> Iterator[tuple[Plane, NDArray[Any]]]:
+    for file, of_file in groupby(planes, key=lambda plane: plane.file):
+        frames = _file_pixels(file)
+        for plane in of_file:
+            pixels = frames if plane.frame is None or frames.ndim == 2 else frames[plane.frame]
+            expected = (plane.size[1], plane.size[0])
+            if pixels.shape[:2] != expected or pixels.ndim - 2 != (plane.photometric == "RGB"):
+                raise UserError(
+                    f"{file}: its pixels have the shape {pixels.shape}, expected {expected}; export it again"
+                )
+            if pixels.ndim == 3 and pixels.dtype != np.uint8:
+                raise UserError(f"{file}: has colours of {pixels.dtype}; convert them to 8 bits")
+            yield plane, pixels
+
+
+def _file_pixels(file: Path) -> NDArray[Any]:
+    data = read_header(file, pixels=True)
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in data}:
+        raise UserError(f"{file}: its pixels cannot be decoded (it ends before them); fetch or export it again")
+    _check_decoder(file, data)
+    try:
+        with quietly():
+            return np.asarray(data.pixel_array)
+    except Exception as error:  # decoders are other projects' and raise whatever broken pixels cause
+        text = " ".join(str(error).split())
+        raise UserError(f"{file}: its pixels cannot be decoded ({text}); fetch or export it again") from None
+
+
+def _check_decoder(file: Path, data: Any) -> None:
+    from pydicom.pixels import get_decoder
+
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:
+        return
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(
+            f"{file}: compressed as {syntax.name}, which is not supported; decompress the series first"
+        ) from None
+    if not decoder.is_available:
+        wanted = "; ".join(decoder.missing_dependencies)
+        raise UserError(
+            f"{file}: compressed as {syntax.name}, which no installed package decodes ({wanted}); "
+            "pip install 'ssmvision[dicom]', or decompress the series first"
+        )
