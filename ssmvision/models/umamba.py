@@ -30,7 +30,9 @@ MixerLike = str | Mixer | Callable[[int], nn.Module]
 
 
 def _run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
-    if checkpointed and torch.is_grad_enabled() and not isinstance(module, nn.Identity):
+    # A layer that recomputes by itself would be run a third time.
+    done = isinstance(module, nn.Identity) or (isinstance(module, MambaLayer) and module.recomputes(x))
+    if checkpointed and torch.is_grad_enabled() and not done:
         out: Tensor = checkpoint(module, x, use_reentrant=False)
     else:
         out = module(x)
@@ -117,6 +119,12 @@ class _UMamba(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every stage and state-space layer in the backward pass instead of keeping its activations."""
         self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
+
+    def set_mixer_autocast(self, enable: bool = True) -> None:
+        """Let autocast reach into the mixing layers, which compute in float32 otherwise; see `MambaLayer.autocast`."""
+        for module in self.modules():
+            if isinstance(module, MambaLayer):
+                module.autocast = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone: A_log, D and step-size biases."""
