@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ssmvision.recipes.workers import Outcome, map_cases
 __all__ = ["Evaluation", "evaluate_pairs", "run", "score_pairs"]
 
 Pair = tuple[Path, Path]
+Task = tuple[str, Path, Path]
 # Cosine of the angle between two axes from which they do not count as perpendicular: 1 degree off.
 SHEAR = math.sin(math.radians(1.0))
 
@@ -114,13 +115,13 @@ def evaluate_pairs(
 
 
 def score_pairs(
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     labels: Mapping[str, int] | None = None,
     rules: Rules | None = None,
     complete: bool = False,
     workers: int = 1,
     failed: Mapping[str, str] | None = None,
-    done: Callable[[str], None] = lambda case: None,
+    cases: Sequence[str] | None = None,
 ) -> Evaluation:
     """Scores (prediction, reference) files one after another, going on after one that cannot be scored.
 
@@ -131,14 +132,15 @@ def score_pairs(
         complete: `labels` are all there are, so that other ids in a file are an error.
         workers: processes, each with one case in memory.
         failed: cases that are known to be missing, and why.
-        done: called with the name of each finished case.
+        cases: a name for each pair; None: the reference file's.
 
     Raises:
         UserError: no class to score, or a tolerance for one that there is not.
     """
     rules = rules or Rules()
     problems = dict(failed or {})
-    tasks = [(strip_ending(reference), (prediction, reference)) for prediction, reference in pairs]
+    named = [strip_ending(reference) for _, reference in pairs] if cases is None else cases
+    tasks = [(case, (case, *pair)) for case, pair in zip(named, pairs, strict=True)]
     if labels is None:
         outcomes = map_cases(_ids, tasks, workers)
         problems |= _problems(outcomes)
@@ -150,7 +152,7 @@ def score_pairs(
         raise UserError(f'labels: {dict(labels)} names no class but background; give for example {{"liver": 1}}')
     ids = [0, *classes.values()] if complete else None
     score = partial(_score, labels=classes, tolerances=rules.tolerances(classes), lesion_iou=rules.lesion_iou, ids=ids)
-    results = map_cases(score, tasks, workers, done)
+    results = map_cases(score, tasks, workers)
     problems |= _problems(results)
     scores = tuple(s for result in results for s in (result.value[0] if result.value else ()))
     notes = tuple(result.value[1] for result in results if result.value and result.value[1])
@@ -161,19 +163,19 @@ def _problems(outcomes: Iterable[Outcome[Any]]) -> dict[str, str]:
     return {outcome.case: outcome.problem for outcome in outcomes if outcome.problem is not None}
 
 
-def _ids(pair: Pair) -> set[int]:
+def _ids(task: Task) -> set[int]:
     """Non-zero ids in two files."""
-    return {int(i) for path in pair for i in np.unique(read_label_map(path)[0])} - {0}
+    return {int(i) for path in task[1:] for i in np.unique(read_label_map(path)[0])} - {0}
 
 
 def _score(
-    pair: Pair, labels: Mapping[str, int], tolerances: Mapping[str, float], lesion_iou: float, ids: list[int] | None
+    task: Task, labels: Mapping[str, int], tolerances: Mapping[str, float], lesion_iou: float, ids: list[int] | None
 ) -> tuple[tuple[Score, ...], str]:
     """Scores of a case, and what is odd about it."""
-    reference, grid = read_label_map(pair[1], ids)
-    prediction, _ = read_label_map(pair[0], ids, grid)
+    case, prediction_path, reference_path = task
+    reference, grid = read_label_map(reference_path, ids)
+    prediction, _ = read_label_map(prediction_path, ids, grid)
     ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000.0
-    case = strip_ending(pair[1])
     return score_masks(prediction, reference, labels, grid.spacing_mm, tolerances, case, lesion_iou, ml), _sheared(grid)
 
 
@@ -184,6 +186,4 @@ def _sheared(grid: Grid) -> str:
     if cosine <= SHEAR:
         return ""
     degrees = math.degrees(math.asin(min(1.0, cosine)))
-    return (
-        f"{grid.path.name}: axes are {degrees:.1f} degrees off perpendicular; NSD and HD95 ignore that"
-    )
+    return f"{grid.path.name}: axes are {degrees:.1f} degrees off perpendicular; NSD and HD95 ignore that"

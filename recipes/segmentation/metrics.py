@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ssmvision.recipes.evaluation.lesions import Lesions, detect
 
-__all__ = ["COLUMNS", "Score", "score_mask", "score_masks"]
+__all__ = ["COLUMNS", "Score", "score_from_row", "score_mask", "score_masks"]
 
 State = Literal["ok", "missed", "false_positive", "both_empty"]
 IDENTITY = ("case", "label")
@@ -81,6 +81,19 @@ class Score:
             **{f"lesions_{name}": getattr(self.lesions, name) for name in COUNTS},
             "state": self.state,
         }
+
+
+def score_from_row(row: Mapping[str, Any]) -> Score:
+    """The score that gave this `Score.row`, with None for NaN.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    numbers = {name: math.nan if row[name] is None else float(row[name]) for name in NUMBERS}
+    for derived in ("volume_error_ml", "volume_error_percent"):
+        del numbers[derived]
+    lesions = Lesions(*(int(row[f"lesions_{name}"]) for name in COUNTS))
+    return Score(case=str(row["case"]), label=str(row["label"]), state=row["state"], lesions=lesions, **numbers)
 
 
 def score_mask(

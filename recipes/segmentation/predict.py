@@ -24,7 +24,7 @@ from ssmvision.recipes.segmentation.nifti import flags_to
 from ssmvision.recipes.segmentation.volumes import Grid, read_grid, read_image
 from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map, write_map
 
-__all__ = ["Job", "Tell", "predict_case", "predict_jobs", "run"]
+__all__ = ["Job", "Tell", "open_predictor", "predict_case", "predict_jobs", "run"]
 
 Tell = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def run(config: PredictConfig) -> list[Path]:
     console = Console(stderr=True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    predictor = _open(config)
+    predictor = open_predictor(config)
     rule = find_rule(config.postprocessing, (config.model, *config.ensemble), predictor.labels)
     check_channel_names(config.input, predictor.channels)
     jobs = plan_jobs(config.input, config.output, predictor.channels)
@@ -121,7 +121,12 @@ def _told(error: Exception, job: Job) -> UserError:
     return told
 
 
-def _open(config: PredictConfig) -> Predictor:
+def open_predictor(config: PredictConfig) -> Predictor:
+    """The networks that the settings name, ready for use.
+
+    Raises:
+        UserError: they or the settings are unusable.
+    """
     if config.memory_gb is not None and not config.memory_gb > 0:
         raise UserError(f"predict: memory_gb is {config.memory_gb}; give a number above 0 or null")
     if config.tta == "mirror" and config.mirror_axes:

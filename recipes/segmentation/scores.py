@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.lesions import Lesions
-from ssmvision.recipes.segmentation.metrics import COLUMNS, Score
+from ssmvision.recipes.segmentation.metrics import COLUMNS, Score, score_from_row
 
 __all__ = ["METRICS", "Evaluation", "Rules", "plain", "to_csv"]
 
@@ -129,6 +129,19 @@ class Evaluation:
             "notes": list(self.notes),
             "scores": [{key: plain(value) for key, value in s.row().items()} for s in self.scores],
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+        tolerances = {name: float(value) for name, value in content["nsd_tolerances_mm"].items()}
+        rules = Rules(float(content["nsd_tolerance_mm"]), tolerances, float(content["lesion_iou"]))
+        scores = tuple(score_from_row(row) for row in content["scores"])
+        failed, notes = dict(content["failed"]), tuple(content["notes"])
+        return cls(scores, dict(content["labels"]), rules.nsd_tolerance_mm, rules, failed, notes)
 
     def _class_json(self, label: str) -> dict[str, Any]:
         return {

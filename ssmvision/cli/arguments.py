@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib.resources import as_file
-from typing import TypeVar
+from typing import TypeVar, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -43,7 +44,7 @@ def parse(command: Command, config: type[T], words: list[str]) -> T | None:
     for word in options:
         check_option(word, settings, _OPTIONS)
     with ExitStack() as stack:
-        words, sources = _open_configs(_spell_out_flags(words, settings), settings, stack)
+        words, sources = _open_configs(_gather(_spell_out_flags(words, settings), command, config), settings, stack)
         try:
             parsed = parser.instantiate(parser.parse_args(words))
             return config(**{item.name: parsed[item.name] for item in fields(config)})  # type: ignore[arg-type]
@@ -83,6 +84,19 @@ def _spell_out_flags(words: list[str], settings: Mapping[str, Setting]) -> list[
     flags = {f"--{name}" for name, setting in settings.items() if setting.hint is bool}
     followed_by_value = {i for i, after in enumerate(words[1:]) if after.lower() in ("true", "false")}
     return [f"{word}=true" if word in flags and i not in followed_by_value else word for i, word in enumerate(words)]
+
+
+def _gather(words: list[str], command: Command, config: type) -> list[str]:
+    """`runs/fold0 runs/fold1` means `[runs/fold0, runs/fold1]` where a list is the only positional argument."""
+    required = [item.name for item in fields(config) if item.default is MISSING and item.default_factory is MISSING]
+    if not command.positional or len(required) != 1 or get_origin(get_type_hints(config)[required[0]]) is not tuple:
+        return words
+    values = {i + 1 for i, word in enumerate(words) if word.startswith("--") and "=" not in word and word != "--"}
+    own = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
+    if not own or own[0].startswith("["):
+        return words
+    options = [word for i, word in enumerate(words) if i in values or word.startswith("-")]
+    return [json.dumps(own), *(word for word in options if word != "--")]
 
 
 def _open_configs(

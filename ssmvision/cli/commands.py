@@ -7,6 +7,7 @@ from dataclasses import dataclass
 __all__ = ["COMMANDS", "Command", "find_command"]
 
 _SEGMENTATION = "ssmvision.recipes.segmentation"
+_EVALUATION = "ssmvision.recipes.evaluation"
 _CHECKING = "ssmvision.recipes.checking"
 _DICOM = "ssmvision.recipes.dicom"
 _PLANNING = "ssmvision.recipes.planning"
@@ -88,6 +89,22 @@ COMMANDS = (
         "score label volumes against reference labels",
         f"{_SEGMENTATION}.config:EvaluateConfig",
         f"{_SEGMENTATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "validate",
+        "predict and score the cases that trainings held out, such as the folds of a cross-validation",
+        f"{_EVALUATION}.config:ValidateConfig",
+        f"{_EVALUATION}.validate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "postprocess",
+        "decide on held-out predictions whether to keep only the largest components",
+        f"{_EVALUATION}.config:PostprocessConfig",
+        f"{_EVALUATION}.postprocess:run",
         positional=True,
         extra="recipes",
     ),

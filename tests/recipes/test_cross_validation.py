@@ -1,0 +1,152 @@
+"""Two tiny folds through validate, postprocess, predict and report, on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from ssmvision.cli import main
+from ssmvision.errors import UserError
+from ssmvision.recipes.evaluation.config import ValidateConfig
+from ssmvision.recipes.evaluation.pooling import pool
+from ssmvision.recipes.evaluation.runs import open_run, open_runs
+from ssmvision.recipes.evaluation.validate import run as validate
+from ssmvision.recipes.segmentation import train
+from ssmvision.recipes.segmentation.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
+from tests.recipes.synthetic import nnunet_folder, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPES = [(20, 18, 14), (18, 20, 16), (20, 20, 14)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nnunet_folder(tmp_path_factory.mktemp("raw"), SHAPES)
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folds that hold out case_0 and case_2, predicted and scored."""
+    out = tmp_path_factory.mktemp("runs") / "ball"
+    model = ModelConfig(features_per_stage=(4, 8), n_conv_per_stage=1, n_conv_per_stage_decoder=1, mixer="none")
+    trainer = TrainerConfig(
+        max_epochs=2, steps_per_epoch=8, lr=0.05, momentum=0.9, validate_every=1, accelerator="cpu", threads=1
+    )
+    folders = []
+    for i, case in enumerate(("case_0", "case_2")):
+        data = DataConfig(root, validation_cases=(case,))
+        config = TrainConfig(data, out / f"fold{i}", model, trainer=trainer, patch_size=(16, 16, 8))
+        folders.append(train.run(config).out)
+    assert main(["validate", *map(str, folders), "--threads", "1"]) == 0
+    return folders
+
+
+def test_every_fold_predicts_what_it_held_out(root: Path, runs: list[Path]) -> None:
+    for folder, case in zip(runs, ("case_0", "case_2"), strict=True):
+        found = nibabel.load(folder / "validation" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(found.affine, nibabel.load(root / "labelsTr" / f"{case}.nii.gz").affine)
+        content = json.loads((folder / "validation" / "scores.json").read_text())
+        assert [row["case"] for row in content["scores"]] == [case]
+        assert content["weights_sha256"] == json.loads((folder / "model.json").read_text())["sha256"]
+        assert case not in (folder / "model.json").read_text(), "ids are file names, which a model is passed on without"
+    pooled = pool(open_runs(runs), [open_run(folder).evaluation() for folder in runs])
+    dice = pooled.summary("dice", "UMambaBot (none)", "ball")
+    assert (dice.cases, dice.folds, dice.seeds) == (2, 2, 1)
+    assert dice.mean > 0.3
+
+
+def test_validate_keeps_finished_cases_and_refuses_to_mix(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs[0] / "validation" / "case_0.nii.gz"
+    before = path.stat().st_mtime_ns
+    scores = (runs[0] / "validation" / "scores.json").read_text()
+    validate(ValidateConfig((runs[0],)))
+    assert path.stat().st_mtime_ns == before
+    assert (runs[0] / "validation" / "scores.json").read_text() == scores
+    assert "kept      1 prediction(s) of the same weights" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"made_with\.json: predictions there were made with .*--overwrite"):
+        validate(ValidateConfig((runs[0],), tta="mirror"))
+
+
+def test_a_bad_case_leaves_the_others_standing(
+    runs: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = tmp_path / "fold"
+    fold.mkdir()
+    for name in ("model.json", "model.safetensors", "config.json"):
+        (fold / name).write_bytes((runs[0] / name).read_bytes())
+    split = {"training": ["case_1"], "validation": ["case_0", "case_2"]}
+    (fold / "split.json").write_text(json.dumps(split))
+    broken = tmp_path / "data"
+    nnunet_folder(broken, SHAPES)
+    image = broken / "imagesTr" / "case_2_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:500])
+    assert main(["validate", str(fold), "--data", str(broken), "--threads", "1"]) == 2
+    assert "1 case(s) failed and are not in the means" in capsys.readouterr().err
+    content = json.loads((fold / "validation" / "scores.json").read_text())
+    assert [row["case"] for row in content["scores"]] == ["case_0"]
+    assert "case_2_0000.nii.gz" in content["failed"]["case_2"]
+    assert main(["postprocess", str(fold), "--data", str(broken)]) == 2
+    assert "1 held-out case(s) have no scores: ['case_2']" in capsys.readouterr().err
+    (fold / "split.json").write_text(json.dumps({"training": ["case_0", "case_1"], "validation": ["case_0"]}))
+    assert main(["postprocess", str(fold)]) == 2
+    assert "were trained on (fold all)" in capsys.readouterr().err
+    (fold / "split.json").write_text(json.dumps({"training": ["case_0"], "validation": ["gone"]}))
+    assert main(["validate", str(fold)]) == 2
+    assert "held-out case(s) ['gone']" in capsys.readouterr().err
+
+
+def test_the_rule_is_decided_kept_and_applied(
+    runs: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stray voxels in the held-out predictions make the rule; predict then applies it and says so."""
+    for folder, case in zip(runs, ("case_0", "case_2"), strict=True):
+        path = folder / "validation" / f"{case}.nii.gz"
+        labels = np.asanyarray(nibabel.load(root / "labelsTr" / f"{case}.nii.gz").dataobj).copy()
+        labels[0, 0, :3] = 1
+        save(path, labels)
+    own = tmp_path / "rule.json"
+    assert main(["postprocess", *map(str, runs), "--out", str(own)]) == 0
+    assert "keeps only the largest component of all classes together" in capsys.readouterr().err
+    content = json.loads(own.read_text())
+    assert content["keep_largest_component"] == {"foreground": True, "classes": []}
+    assert content["dice"]["ball"]["after"] == 1
+    assert main(["postprocess", *map(str, runs)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+    source = root / "imagesTr" / "case_1_0000.nii.gz"
+    for choice, name in (("auto", "a"), ("none", "n"), (str(own), "f")):
+        command = ["predict", str(runs[0]), str(source), str(tmp_path / f"{name}.nii.gz"), "--postprocessing", choice]
+        assert main([*command, "--ensemble", f"[{runs[1]}]", "--threads", "1"]) == 0
+        said = "post-processing keeps only the largest component of all" in capsys.readouterr().err
+        assert said == (choice != "none")
+    processed, raw, by_file = (np.asanyarray(nibabel.load(tmp_path / f"{n}.nii.gz").dataobj) for n in "anf")
+    np.testing.assert_array_equal(processed, by_file)
+    assert not (processed > raw).any()
+    for folder in runs:
+        (folder / "postprocessing.json").unlink()
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder given"):
+        open_runs([])
+    with pytest.raises(UserError, match="fold0: given twice"):
+        open_runs([runs[0], runs[0]])
+    with pytest.raises(UserError, match=r"none: no such folder; give the folder of a finished training"):
+        open_run(tmp_path / "none")
+    both = open_runs(runs)
+    scores = [run.evaluation() for run in both]
+    with pytest.raises(UserError, match="names: 1 given for 2 runs"):
+        pool(both, scores, ["x"])
+    twin = dataclasses.replace(both[1], split=both[0].split)
+    with pytest.raises(UserError, match=r"fold1: UMambaBot \(none\), fold set 1, seed 0 is also what .*fold0 is"):
+        pool([both[0], twin], scores)
+    assert pool([both[0], twin], scores, ["x", "y"]).methods == ["x", "y"]
+    other = dataclasses.replace(scores[1], rules=dataclasses.replace(scores[1].rules, lesion_iou=0.5))
+    with pytest.raises(UserError, match="NSD tolerance or lesion rule differ"):
+        pool(both, [scores[0], other])
