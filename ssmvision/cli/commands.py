@@ -13,6 +13,7 @@ _DICOM = "ssmvision.recipes.dicom"
 _PLANNING = "ssmvision.recipes.planning"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
+_STUDY = "ssmvision.recipes.study"
 _CLI = "ssmvision.cli"
 
 
@@ -106,6 +107,13 @@ COMMANDS = (
         f"{_EVALUATION}.config:PostprocessConfig",
         f"{_EVALUATION}.postprocess:run",
         positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "study",
+        "compare networks on every fold of a dataset with several seeds at equal budget, with tables and figures",
+        f"{_STUDY}.config:StudyConfig",
+        f"{_STUDY}.command:run",
         extra="recipes",
     ),
     Command(

@@ -1,0 +1,1 @@
+"""Comparison of networks on one dataset: every fold, every seed, equal budget, one report."""

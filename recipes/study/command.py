@@ -1,0 +1,174 @@
+"""`ssmvision study`: prepares the data, trains every network on every fold with every seed, and reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.architecture import NETWORKS
+from ssmvision.recipes.segmentation.config import ModelConfig
+from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset, read_json
+from ssmvision.recipes.segmentation.preprocessing import fit_preprocessing
+from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+from ssmvision.recipes.study.config import StudyConfig
+from ssmvision.recipes.study.cost import Cost, measure_cost
+from ssmvision.recipes.study.report import read_result, write_report
+from ssmvision.recipes.study.rules import score_rules
+from ssmvision.recipes.study.summary import Study, markdown
+from ssmvision.recipes.study.trainings import (
+    Training,
+    finished,
+    folds_of,
+    list_trainings,
+    model_of,
+    run_training,
+    slug,
+    train_config,
+)
+from ssmvision.recipes.workers import map_cases
+
+__all__ = ["run"]
+
+MIXERS = ("mamba", "s4nd", "none")
+
+
+def run(config: StudyConfig) -> Path | None:
+    """Runs the study, or what is left of it.
+
+    Returns:
+        The path of results.md; None with `prepare_only`.
+
+    Raises:
+        UserError: settings or data are unusable, or trainings failed (the others are finished, and the report is
+            written if every network has one).
+    """
+    _check(config)
+    console = Console(stderr=True)
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if config.overwrite and config.out.exists():
+        for name in ("data", "runs", "predictions", "costs"):
+            shutil.rmtree(config.out / name, ignore_errors=True)
+    root = prepare_data(config)
+    dataset = read_dataset(root)
+    tell(f"data      {dataset.path}: {len(dataset.training)} cases, {len(dataset.labels) - 1} classes")
+    if config.prepare_only:
+        return None
+    trainings = list_trainings(config, root)
+    waiting = [training for training in trainings if not finished(training)]
+    tell(f"trainings {len(trainings)}, {len(trainings) - len(waiting)} finished before")
+    costs = _costs(config, dataset, trainings[0])
+    count = iter(range(len(trainings) - len(waiting) + 1, len(trainings) + 1))
+    outcomes = map_cases(
+        run_training,
+        [(training.name, training) for training in waiting],
+        config.jobs,
+        lambda name: tell(f"[{next(count)}/{len(trainings)}] {name}"),
+    )
+    failed = [outcome for outcome in outcomes if outcome.problem is not None]
+    report = _report(config, dataset, trainings, costs)
+    tell(f"report    {report}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(trainings)} trainings failed; give the command again once mended: "
+            + "; ".join(f"{outcome.case}: {outcome.problem}" for outcome in failed)
+        )
+    return report
+
+
+def _check(config: StudyConfig) -> None:
+    default = ModelConfig()
+    if (config.source is None) == (config.data is None):
+        raise UserError("source, data: give one of them: --source lungs, --source brain, or --data FOLDER")
+    if (config.model.name, config.model.mixer) != (default.name, default.mixer) or config.trainer.seed != 0:
+        raise UserError("model.name, model.mixer, trainer.seed: the study sets them; give networks and seeds")
+    for network in config.networks:
+        name, _, mixer = network.partition("/")
+        if name not in NETWORKS or mixer not in ("", *MIXERS):
+            raise UserError(
+                f"networks: {network!r} is unknown; give NAME or NAME/MIXER of {', '.join(NETWORKS)} and "
+                f"{', '.join(MIXERS)}"
+            )
+    for key, values in (("networks", config.networks), ("seeds", config.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{key}: {list(values)} is empty or names one twice; give each once")
+    if config.jobs < 1:
+        raise UserError(f"jobs: {config.jobs} is not possible; give 1 or more")
+    check_folder(config.out)
+
+
+def prepare_data(config: StudyConfig) -> Path:
+    """Folder of the study's dataset, written if it is not there yet.
+
+    Raises:
+        UserError: the package that holds the data is missing, or `config.data` is no dataset.
+    """
+    if config.data is not None:
+        return config.data
+    root = config.out / "data" / str(config.source)
+    if not (root / "dataset.json").is_file():
+        # Written last: without it, what is there was left by a run that was stopped.
+        shutil.rmtree(root, ignore_errors=True)
+        if config.source == "lungs":
+            from ssmvision.recipes.study.lungs import write_lungs
+
+            write_lungs(root)
+        else:
+            from ssmvision.recipes.study.brain import write_brains
+
+            write_brains(root)
+    return root
+
+
+def _costs(config: StudyConfig, dataset: Dataset, training: Training) -> dict[str, Cost]:
+    """Measured costs by network; those measured before at the same settings are kept."""
+    costs = {}
+    data = train_config(training, resume=False).data
+    spacing: Sequence[float] | None = None
+    for network in config.networks:
+        path = config.out / "costs" / f"{slug(network)}.json"
+        model = json.loads(json.dumps(asdict(model_of(config, network))))
+        settings = {
+            "model": model,
+            "patch_size": list(config.patch_size),
+            "batch_size": config.trainer.batch_size,
+            "precision": config.trainer.precision,
+        }
+        if path.is_file() and (kept := read_json(path, "remove it"))["settings"] == settings:
+            costs[network] = Cost(**kept["cost"])
+            continue
+        if spacing is None:
+            spacing = fit_preprocessing(data, dataset, len(config.patch_size))[1]
+        costs[network] = measure_cost(config, network, len(dataset.channels), len(dataset.labels), spacing)
+        write_bytes(path, json.dumps({"settings": settings, "cost": asdict(costs[network])}, indent=1) + "\n")
+    return costs
+
+
+def _report(config: StudyConfig, dataset: Dataset, trainings: Sequence[Training], costs: dict[str, Cost]) -> Path:
+    """Tables and figures of what is finished.
+
+    Raises:
+        UserError: nothing is.
+    """
+    done = [training for training in trainings if finished(training)]
+    if not done:
+        raise UserError(f"{config.out}: no training finished; see runs/*/fold_*/seed_*/log.txt")
+    folds = folds_of(config, dataset)
+    study = Study(
+        config.networks,
+        tuple(folds),
+        tuple(name for name, value in dataset.labels.items() if value),
+        tuple(read_result(training)[0] for training in done),
+        score_rules(dataset, folds, config.nsd_tolerance_mm, config.threshold),
+        costs,
+    )
+    print(markdown(study))
+    return write_report(config, dataset, study, done)
