@@ -39,8 +39,15 @@ class DataConfig:
             each image's own.
         normalization: "auto" goes by channel name as nnU-Net does ("CT": clip to the training set's 0.5 and 99.5
             foreground percentiles, then its mean and standard deviation; anything else: z-score of each image).
-        cache: keep the preprocessed cases in memory.
-        num_workers: worker processes of the training loader; 0 loads in the main process.
+        resampling: "linear", or "nnunet": zeros around the object are cut off, images are resampled by cubic splines
+            after their intensities were scaled, thick slices stay whole; "auto" takes nnU-Net's way with a plan.
+            Predictions go by the way that a model was trained by.
+        cache_dir: folder for the preprocessed cases, compressed, where patches are read without the rest of the case
+            (see `ssmvision preprocess`); may be shared by folds and runs. Null: with a plan `preprocessed` in the run
+            folder, else none, see `cache`.
+        cache: without such a folder, keep the preprocessed cases in memory.
+        num_workers: worker processes of the training loader; 0 loads in the main process; null: with a cache folder one
+            per CPU core but one, at most 12, else 0.
     """
 
     root: Path
@@ -51,8 +58,10 @@ class DataConfig:
     orientation: str | None = "RAS"
     spacing_mm: tuple[float, ...] | Literal["median"] | None = None
     normalization: Literal["auto", "zscore", "ct", "none"] = "auto"
+    resampling: Literal["auto", "linear", "nnunet"] = "auto"
+    cache_dir: Path | None = None
     cache: bool = True
-    num_workers: int = 0
+    num_workers: int | None = 0
 
 
 @dataclass(frozen=True)

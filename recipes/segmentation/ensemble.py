@@ -77,6 +77,7 @@ class Ensemble:
             ("patch_size", tuple(card.patch_size), tuple(self.card.patch_size)),
             ("orientation", card.preprocessing.orientation, self.card.preprocessing.orientation),
             ("spacing_mm", card.preprocessing.spacing_mm, self.card.preprocessing.spacing_mm),
+            ("preprocessing rules", card.preprocessing.rules, self.card.preprocessing.rules),
         ):
             if found != expected:
                 raise ValueError(

@@ -20,7 +20,6 @@ from ssmvision.recipes.segmentation.maps import Maps, label_dtype
 from ssmvision.recipes.segmentation.memory_plan import MemoryPlan, Placement, memory_plan
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
 from ssmvision.recipes.segmentation.resampling import Regrid
-from ssmvision.recipes.segmentation.spacing import case_spacing
 from ssmvision.recipes.segmentation.streaming import WindowGrid, stream_logits
 from ssmvision.recipes.segmentation.weights import ModelCard, open_model
 
@@ -135,15 +134,18 @@ class Predictor:
             RuntimeError: the network's output is not finite, or not even one window fits into memory.
         """
         data = self._checked(image)
-        regrid = self.regrid(tuple(data.shape[1:]), affine)
+        regrid = self.regrid(tuple(data.shape[1:]), affine).cut(data.numpy())
         prepared = regrid.forward(data)
         # Large images are held once: callers that let go of theirs free it here.
         del data, image
-        spacing = self._planned() if affine is None else case_spacing(prepared, len(self.card.patch_size)).tolist()
+        spacing = self._planned() if affine is None else regrid.spacing_mm[: len(self.card.patch_size)]
         self.networks.set_spacing(spacing)
+        if regrid.box is not None:
+            maps.clear()
         with torch.inference_mode():
             scaled = self.networks.scaled(prepared)
             del prepared
+            scaled = regrid.finish(scaled)
             self._within_memory(scaled, regrid, maps.through(regrid.turn), self.placements()[start:])
 
     def _checked(self, image: NDArray[Any] | Tensor) -> Tensor:

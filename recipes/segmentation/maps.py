@@ -20,6 +20,8 @@ from ssmvision.recipes.segmentation.streaming import Block
 
 __all__ = ["Maps", "allocate", "is_mapped", "label_dtype", "normalised_entropy"]
 
+# Below the logit of the background by so much, a class has no share of the softmax in float32.
+CERTAIN = -1e4
 # Larger arrays live in an unnamed file, whose pages the system may write out when memory is short.
 MAPPED_FROM_BYTES = 2**28
 
@@ -44,6 +46,16 @@ class Maps:
         """The same memory with its axes as `view` has them."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         return Maps(**{name: None if array is None else view(array) for name, array in arrays.items()})
+
+    def clear(self) -> None:
+        """Makes everything background without doubt: what is cut off before prediction stays so."""
+        for values in (self.labels, self.uncertainty, self.probabilities, self.logits):
+            if values is not None:
+                values[...] = 0
+        if self.probabilities is not None:
+            self.probabilities[0] = 1
+        if self.logits is not None:
+            self.logits[1:] = CERTAIN
 
     def put(self, block: Block) -> None:
         """Fills in a block.

@@ -52,11 +52,15 @@ class Preprocessing:
         orientation: axis codes to turn to, or None.
         spacing_mm: voxel size to resample to per axis after turning (a value of -1 keeps that axis), or None.
         scales: one per channel.
+        rules: "linear" resamples linearly, then scales. "nnunet" cuts off what is zero in every channel, scales, then
+            resamples by cubic splines (slices that are thick stay whole, see `ssmvision.recipes.preprocessing.resize`).
+            What a model was trained by, it predicts by.
     """
 
     orientation: str | None
     spacing_mm: tuple[float, ...] | None
     scales: tuple[ChannelScale, ...]
+    rules: Literal["linear", "nnunet"] = "linear"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `from_json`."""
@@ -67,10 +71,21 @@ class Preprocessing:
         """The inverse of `to_json`."""
         spacing = values["spacing_mm"]
         scales = tuple(ChannelScale(**scale) for scale in values["scales"])
-        return cls(values["orientation"], None if spacing is None else tuple(spacing), scales)
+        # Models saved before there were two sets of rules are of the first.
+        rules = values.get("rules", "linear")
+        if rules not in ("linear", "nnunet"):
+            raise ValueError(f"preprocessing rules are {rules!r}, this version knows linear and nnunet")
+        return cls(values["orientation"], None if spacing is None else tuple(spacing), scales, rules)
 
     def image(self, data: NDArray[np.float32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
-        """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32."""
+        """Image (C, X, Y, Z) with its affine in mm, turned, resampled linearly and scaled; float32.
+
+        This, `label` and `restore` work by the rules "linear" alone, as the others go by more than one volume: see
+        `ssmvision.recipes.preprocessing.case.prepare`, which works by both.
+
+        Raises:
+            ValueError: the rules are others.
+        """
         return self.scale(self._regrid(data, affine, "bilinear"))
 
     def scale(self, turned: MetaTensor) -> MetaTensor:
@@ -88,6 +103,7 @@ class Preprocessing:
 
     def restore(self, logits: Tensor, image: MetaTensor) -> Tensor:
         """Logits (K, ...) on the grid of `image` brought to the stored grid: resampled linearly, turned exactly."""
+        self._check_linear()
         plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
         result = MetaTensor(plain.float(), affine=image.affine)
         result.applied_operations = copy.deepcopy(image.applied_operations)
@@ -95,7 +111,12 @@ class Preprocessing:
             result = transform.inverse(result)
         return result.as_tensor()
 
+    def _check_linear(self) -> None:
+        if self.rules != "linear":
+            raise ValueError(f"preprocessing by the rules {self.rules!r}: use recipes.preprocessing.case.prepare")
+
     def _regrid(self, data: Any, affine: NDArray[np.float64], mode: str) -> MetaTensor:
+        self._check_linear()
         image = MetaTensor(torch.as_tensor(data), affine=torch.as_tensor(affine))
         for transform in grid_transforms(self.orientation, self.spacing_mm, mode):
             image = transform(image)

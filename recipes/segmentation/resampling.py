@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ssmvision.recipes.planning.spacing import resampled_shape
+from ssmvision.recipes.preprocessing.crop import nonzero_box
+from ssmvision.recipes.preprocessing.resize import resize_image, separate_axis
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing, grid_transforms
 from ssmvision.recipes.segmentation.streaming import Block, Triple
 
@@ -21,18 +24,23 @@ __all__ = ["Regrid", "RegriddedBlocks", "resample"]
 
 # As MONAI's resampling: affines closer than this need none.
 AFFINE_TOLERANCE = 1e-3
+# A place this close to the middle between two slices is in the middle, and the later one is taken.
+TIE = 1e-6
 # Coordinates and values of the planes that are resampled at a time.
 CHUNK_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class Regrid:
-    """The way from the stored grid to the network's: axes turned, then resampled where the spacing asks for it.
+    """The way from the stored grid to the network's: axes turned, cut, resampled where the spacing asks for it.
 
     Args:
         orientation: how the stored axes are turned, (3, 2) as in nibabel.orientations; None: not at all.
-        turned_shape, turned_affine: after turning.
+        turned_shape, turned_affine: after turning and cutting.
         shape, affine: of the network's grid.
+        how: what decided it.
+        box: what is left of the turned array; None: all.
+        separate: axis along which whole slices are taken instead of interpolating; None: none.
     """
 
     orientation: NDArray[np.float64] | None
@@ -40,6 +48,9 @@ class Regrid:
     turned_affine: NDArray[np.float64]
     shape: Triple
     affine: NDArray[np.float64]
+    how: Preprocessing
+    box: tuple[slice, ...] | None = None
+    separate: int | None = None
 
     @classmethod
     def of(cls, how: Preprocessing, shape: Sequence[int], affine: NDArray[np.float64]) -> Regrid:
@@ -51,7 +62,9 @@ class Regrid:
             affine = affine @ nibabel.orientations.inv_ornt_aff(ornt, shape)
             shape = _apply(np.broadcast_to(np.uint8(0), tuple(shape)), ornt).shape
         turned = cast(Triple, tuple(shape))
-        same = cls(ornt, turned, affine, turned, affine)
+        same = cls(ornt, turned, affine, turned, affine, how)
+        if how.rules == "nnunet":
+            return same._resized()
         if how.spacing_mm is None:
             return same
         (spacing,) = grid_transforms(None, how.spacing_mm, "bilinear")
@@ -61,9 +74,39 @@ class Regrid:
         found = replace(same, shape=target, affine=np.asarray(pending.peek_pending_affine(), dtype=np.float64))
         return found if found.resamples else same
 
+    def _resized(self) -> Regrid:
+        """The same with the network's grid as nnU-Net chooses it: over the very box of the turned and cut one."""
+        source = np.linalg.norm(self.turned_affine[:3, :3], axis=0)
+        if self.how.spacing_mm is None:
+            return replace(self, shape=self.turned_shape, affine=self.turned_affine)
+        target = [wanted if wanted > 0 else float(own) for wanted, own in zip(self.how.spacing_mm, source, strict=True)]
+        shape = tuple(max(n, 1) for n in resampled_shape(self.turned_shape, source.tolist(), target))
+        scale = np.array(self.turned_shape) / np.array(shape)
+        step = np.diag([*scale, 1.0])
+        step[:3, 3] = (scale - 1) / 2
+        separate = separate_axis(source.tolist(), target)
+        return replace(self, shape=cast(Triple, shape), affine=self.turned_affine @ step, separate=separate)
+
+    def cut(self, stored: NDArray[Any]) -> Regrid:
+        """The same for an image (C, X, Y, Z) whose voxels are known: by nnU-Net's rules zeros around it are cut off."""
+        box = nonzero_box(self.turn(stored)) if self.how.rules == "nnunet" else None
+        if box is None:
+            return self
+        step = np.eye(4)
+        step[:3, 3] = [part.start for part in box]
+        shape = cast(Triple, tuple(part.stop - part.start for part in box))
+        return replace(self, turned_shape=shape, turned_affine=self.turned_affine @ step, box=box)._resized()
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel edges of the network's grid."""
+        return tuple(float(edge) for edge in np.linalg.norm(self.affine[:3, :3], axis=0))
+
     @property
     def resamples(self) -> bool:
-        """Whether the grids differ by more than the order and direction of axes."""
+        """Whether the grids differ by more than the order and direction of axes, and by what is cut off."""
+        if self.how.rules == "nnunet":
+            return self.turned_shape != self.shape
         near = np.allclose(self.turned_affine, self.affine, atol=AFFINE_TOLERANCE) or np.allclose(
             self.matrix, np.eye(4), atol=AFFINE_TOLERANCE
         )
@@ -75,22 +118,34 @@ class Regrid:
         return np.asarray(np.linalg.solve(self.turned_affine, self.affine), dtype=np.float64)
 
     def turn(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """View of an array (..., X, Y, Z) in stored order with its axes as the network has them."""
-        if self.orientation is None:
-            return stored
-        back = np.moveaxis(stored, (-3, -2, -1), (0, 1, 2))
-        return np.moveaxis(_apply(back, self.orientation), (0, 1, 2), (-3, -2, -1))
+        """View of an array (..., X, Y, Z) in stored order with its axes as the network has them, cut."""
+        turned = stored
+        if self.orientation is not None:
+            back = np.moveaxis(stored, (-3, -2, -1), (0, 1, 2))
+            turned = np.moveaxis(_apply(back, self.orientation), (0, 1, 2), (-3, -2, -1))
+        return turned if self.box is None else turned[(..., *self.box)]
 
     def forward(self, image: Tensor) -> MetaTensor:
-        """Image (C, X, Y, Z) float32 in stored order on the network's grid, resampled linearly."""
+        """Image (C, X, Y, Z) float32 in stored order as it is to be scaled; `finish` comes after that.
+
+        That is turned, and cut or resampled, as the rules have it.
+        """
         turned = torch.from_numpy(np.ascontiguousarray(self.turn(image.numpy())))
+        if self.how.rules == "nnunet":
+            return MetaTensor(turned, affine=torch.as_tensor(self.turned_affine))
         data = resample(turned, self.matrix, self.shape) if self.resamples else turned
         return MetaTensor(data, affine=torch.as_tensor(self.affine))
+
+    def finish(self, scaled: Tensor) -> Tensor:
+        """A scaled image (C, X, Y, Z) of `forward` on the network's grid."""
+        if self.how.rules != "nnunet" or not self.resamples:
+            return scaled
+        return torch.from_numpy(resize_image(scaled.numpy(), self.shape, self.separate))
 
     def backward(self, axis: int) -> RegriddedBlocks:
         """Takes blocks on the network's grid that arrive in order along `axis`, gives those on the turned grid."""
         back = np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
-        return RegriddedBlocks(back, self.shape, self.turned_shape, axis)
+        return RegriddedBlocks(back, self.shape, self.turned_shape, axis, self.separate)
 
 
 def _apply(array: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
@@ -131,15 +186,26 @@ def _needed(matrix: NDArray[np.float64], shape: Sequence[int], first: int, last:
 
 
 def _sample(
-    planes: Tensor, low: int, size: int, matrix: NDArray[np.float64], rows: tuple[int, int], shape: Sequence[int]
+    planes: Tensor,
+    low: int,
+    size: int,
+    matrix: NDArray[np.float64],
+    rows: tuple[int, int],
+    shape: Sequence[int],
+    separate: int | None = None,
 ) -> Tensor:
-    """Planes `rows` of the result from the source's planes from `low` on, of `size` in all."""
+    """Planes `rows` of the result from the source's planes from `low` on, of `size` in all.
+
+    Along the axis `separate`, the nearest voxel is taken instead of interpolating.
+    """
     device = planes.device
     a, b, c = (
         torch.arange(*ends, dtype=torch.float64, device=device).reshape([-1 if i == j else 1 for j in range(3)])
         for i, ends in enumerate((rows, (0, shape[0]), (0, shape[1])))
     )
     places = [float(m[0]) * a + float(m[1]) * b + float(m[2]) * c + float(m[3]) for m in matrix[:3]]
+    if separate is not None:
+        places[separate] = (places[separate] + (0.5 + TIE)).floor()
     # Borders are those of the whole source, not of the planes at hand.
     places[0] = places[0].clamp(0, size - 1) - low
     scaled = [(2 * place + 1) / n - 1 for place, n in zip(places, planes.shape[1:], strict=True)]
@@ -156,10 +222,14 @@ class RegriddedBlocks:
             between grids of the same directions.
         source, target: shapes.
         axis: along which blocks arrive in order.
+        separate: axis along which the nearest voxel is taken instead of interpolating; None: none.
     """
 
-    def __init__(self, matrix: NDArray[np.float64], source: Triple, target: Triple, axis: int) -> None:
+    def __init__(
+        self, matrix: NDArray[np.float64], source: Triple, target: Triple, axis: int, separate: int | None = None
+    ) -> None:
         self.order = (axis, *(other for other in range(3) if other != axis))
+        self.separate = None if separate is None else self.order.index(separate)
         permuted = [*self.order, 3]
         self.matrix = matrix[np.ix_(permuted, permuted)]
         self.source, self.target = ([shape[i] for i in self.order] for shape in (source, target))
@@ -204,7 +274,7 @@ class RegriddedBlocks:
                 return
             low, high = _needed(self.matrix, self.target, self._row, last, size)
             needed = planes[:, low - self._first : high + 1 - self._first]
-            result = _sample(needed, low, size, self.matrix, (self._row, last), self.target[1:])
+            result = _sample(needed, low, size, self.matrix, (self._row, last), self.target[1:], self.separate)
             first = dict(zip(self.order, (self._row, 0, 0), strict=True))
             self._row = last
             yield Block((first[0], first[1], first[2]), result.permute(0, *back))

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -24,24 +24,17 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.preprocessing.decide import decide_preprocessing
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, hold_out, read_dataset
 from ssmvision.recipes.segmentation.history import HISTORY, History
+from ssmvision.recipes.segmentation.loading import loaders
 from ssmvision.recipes.segmentation.module import SegmentationModule
-from ssmvision.recipes.segmentation.planned import apply_plan, planned_preprocessing
-from ssmvision.recipes.segmentation.preprocessing import Preprocessing, fit_preprocessing
+from ssmvision.recipes.segmentation.planned import apply_plan
 from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
 from ssmvision.recipes.segmentation.split import write_split
-from ssmvision.recipes.segmentation.transforms import (
-    CaseDataset,
-    EpochSampler,
-    PatchDataset,
-    ReadCase,
-    patch_transforms,
-    prepare_transforms,
-)
 from ssmvision.recipes.segmentation.weights import ModelCard, save_model
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
@@ -101,8 +94,7 @@ def run(config: TrainConfig) -> RunResult:
         config.data.validation_fraction,
         config.trainer.seed,
     )
-    fitted, spacing = fit_preprocessing(config.data, dataset, len(config.patch_size))
-    preprocessing = planned_preprocessing(config, dataset, fitted)
+    preprocessing, spacing = decide_preprocessing(config, dataset)
     architecture = plan_network(config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels))
     seed_everything(config.trainer.seed, workers=True, verbose=False)
     network = build_network(architecture)
@@ -159,48 +151,6 @@ def announce(
     )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def loaders(
-    config: TrainConfig,
-    dataset: Dataset,
-    preprocessing: Preprocessing,
-    spacing: Sequence[float],
-    current_epoch: Callable[[], int],
-) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-    """Training patches, and whole validation volumes if there are any."""
-    classes = len(dataset.labels)
-    read = ReadCase(preprocessing, dataset.channels, list(dataset.labels.values()))
-    prepared = CaseDataset(dataset.training, prepare_transforms(read, config.patch_size, classes), config.data.cache)
-    if len(config.patch_size) == 2:
-        from ssmvision.recipes.segmentation.slices import SlicePatch  # the only user of albumentations
-
-        augment: Any = SlicePatch(config.augment, config.patch_size)
-    else:
-        augment = patch_transforms(config.augment, config.patch_size, classes, spacing)
-    t = config.trainer
-    train: DataLoader[Any] = DataLoader(
-        PatchDataset(prepared, augment, t.seed),
-        batch_size=t.batch_size,
-        sampler=EpochSampler(t.steps_per_epoch * t.batch_size, current_epoch),
-        num_workers=config.data.num_workers,
-        persistent_workers=config.data.num_workers > 0,
-    )
-    if not dataset.validation:
-        return train, None
-    whole = CaseDataset(dataset.validation, read, config.data.cache)
-    return train, DataLoader(whole, batch_size=1, collate_fn=single_case)
-
-
-def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of one whole volume as plain tensors."""
-    (case,) = batch
-    return {
-        "image": case["image"].as_tensor()[None].float(),
-        "label": case["label"].as_tensor()[None],
-        "spacing_mm": case["spacing_mm"][None],
-        "case": case["case"],
-    }
 
 
 @contextmanager
