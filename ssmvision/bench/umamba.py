@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from ssmvision.bench.scan import cpu_name
 from ssmvision.bench.table import as_json, markdown, write_text
@@ -138,19 +139,22 @@ def measure(config: BenchUMambaConfig, network: str, precision: str) -> UMambaRo
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
-        work = _step(config, network, precision)
-        if config.device == "cpu":
-            return replace(row, step_ms=_median_ms(work, config.steps, lambda: None))
-        step_ms = _median_ms(work, config.steps, torch.cuda.synchronize)
-        return replace(row, step_ms=step_ms, peak_gb=torch.cuda.max_memory_allocated() / 1e9)
+        return _timed(row, config)
     except torch.OutOfMemoryError:
         return replace(row, missing="out of memory")
     finally:
         torch.backends.cudnn.benchmark = before
-        work = None
         gc.collect()
         if config.device == "cuda":
             torch.cuda.empty_cache()
+
+
+def _timed(row: UMambaRow, config: BenchUMambaConfig) -> UMambaRow:
+    work = _step(config, row.network, row.precision)
+    if config.device == "cpu":
+        return replace(row, step_ms=_median_ms(work, config.steps, lambda: None))
+    step_ms = _median_ms(work, config.steps, torch.cuda.synchronize)
+    return replace(row, step_ms=step_ms, peak_gb=torch.cuda.max_memory_allocated() / 1e9)
 
 
 def _median_ms(work: Callable[[], object], steps: int, wait: Callable[[], None]) -> float:
@@ -186,14 +190,14 @@ def _step(config: BenchUMambaConfig, name: str, precision: str) -> Callable[[], 
     torch.manual_seed(0)
     net = _network(size, name)
     net.set_mixer_autocast(precision == "bfloat16_ssm")
-    net.to(device, memory_format=layout)
+    net.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     images = torch.randn(size.batch, 1, *size.patch, device=device).to(memory_format=layout)
     labels = [torch.randint(size.classes, (size.batch, *size.patch), device=device)]
     for d, h, w in size.strides[1:-1]:
         labels.append(labels[-1][:, ::d, ::h, ::w].contiguous())
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.99, nesterov=True, weight_decay=3e-5)
     dtype = PRECISIONS[precision]
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    scaler = GradScaler(device, enabled=dtype == torch.float16)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
