@@ -148,9 +148,12 @@ def labels_in(path: Path, content: dict[str, Any]) -> dict[str, int]:
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{path}: label {name!r} is {value!r}; give one integer id per label (no region lists)")
-    if sorted(found.values()) != list(range(len(found))):
+    ids = sorted(found.values())
+    if ids != list(range(len(found))):
+        mapping = {old: new for new, old in enumerate(ids) if old != new}
         raise UserError(
-            f"{path}: label ids are {sorted(found.values())}; number them 0 (background) to {len(found) - 1}"
+            f"{path}: label ids are {ids}; number them 0 (background) to {len(found) - 1} "
+            f"(suggested mapping: {mapping})"
         )
     return dict(sorted(found.items(), key=lambda item: item[1]))
 

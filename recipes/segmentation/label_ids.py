@@ -82,7 +82,7 @@ def refuse_unknown(path: Path, counts: Mapping[int, int], allowed: Sequence[int]
     if unknown:
         raise UserError(
             f"{path}: label ids not in {sorted(allowed)}, with their voxel counts: {some_of(unknown)}; correct the "
-            f"map (suggested mapping: {some_of(suggest_mapping(counts, allowed))}), or add the ids to 'labels' of "
+            f"map (ssmvision align; suggested mapping: {some_of(suggest_mapping(counts, allowed))}), or add the ids to 'labels' of "
             "dataset.json"
         )
 

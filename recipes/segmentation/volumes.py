@@ -214,7 +214,7 @@ def check_same_grid(found: Grid, expected: Grid) -> None:
     if found.shape != expected.shape:
         raise UserError(
             f"{found.path}: shape {found.shape} differs from {expected.shape} of {expected.path}; "
-            "resample one of them onto the other's grid"
+            "resample one of them onto the other's grid (ssmvision align)"
         )
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
     corners[:, :3] *= np.array(expected.shape) - 1
@@ -224,7 +224,7 @@ def check_same_grid(found: Grid, expected: Grid) -> None:
         raise UserError(
             f"{found.path}: affine differs from that of {expected.path}: a corner lies {distance:.3g} mm away "
             f"(allowed {limit:.3g} mm); found {found.affine.round(4).tolist()}, expected "
-            f"{expected.affine.round(4).tolist()}; correct the header or resample"
+            f"{expected.affine.round(4).tolist()}; correct the header or resample (ssmvision align)"
         )
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmvision.cli import main
+from ssmvision.errors import UserError
 
-__all__ = ["FULL", "Done", "SilentlyWrongError", "child_environment", "cli", "labels_of", "never_wrong", "run_folder"]
+__all__ = [
+    *("FULL", "Done", "SilentlyWrongError", "child", "child_environment"),
+    *("cli", "labels_of", "never_wrong", "refusal", "run_folder"),
+]
 
 # `make faults` injects everything; otherwise a sample that takes seconds.
 FULL = os.environ.get("SSMVISION_FAULTS") == "full"
@@ -32,6 +36,15 @@ def never_wrong(right: bool, what: str) -> None:
     """Fails as a silent wrong answer unless `right`."""
     if not right:
         raise SilentlyWrongError(what)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a call was refused with as a `UserError`; "" where it was not."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)

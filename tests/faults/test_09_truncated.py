@@ -59,9 +59,7 @@ def test_other_formats_are_named(model: Path, tmp_path: Path, ending: str) -> No
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.fault(
-    9, part="what is read agrees with nibabel and SimpleITK voxel by voxel"
-)
+@pytest.mark.fault(9, part="what is read agrees with nibabel and SimpleITK voxel by voxel")
 def test_agrees_with_nibabel_and_simpleitk(tmp_path: Path, ending: str) -> None:
     path = save(tmp_path / f"a{ending}", ball(SHAPE)[0])
     ours = read_image([path]).data[0]
