@@ -117,6 +117,14 @@ COMMANDS = (
         extra="recipes",
     ),
     Command(
+        "align",
+        "bring a label map or image onto another volume's grid, and renumber its labels",
+        f"{_SEGMENTATION}.align_config:AlignConfig",
+        f"{_SEGMENTATION}.align:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
         "fuse",
         "fuse two registered images, volumes, or folders of them, in colour where there is colour",
         f"{_FUSION}.fuse_config:FuseConfig",
