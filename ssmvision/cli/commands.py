@@ -13,6 +13,7 @@ _DICOM = "ssmvision.recipes.dicom"
 _PLANNING = "ssmvision.recipes.planning"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
+_BUNDLE = "ssmvision.recipes.bundle"
 _STUDY = "ssmvision.recipes.study"
 _CLI = "ssmvision.cli"
 
@@ -90,6 +91,14 @@ COMMANDS = (
         "score label volumes against reference labels",
         f"{_SEGMENTATION}.config:EvaluateConfig",
         f"{_SEGMENTATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "export",
+        "write a trained network as a MONAI bundle",
+        f"{_BUNDLE}.config:ExportConfig",
+        f"{_BUNDLE}.export:run",
         positional=True,
         extra="recipes",
     ),
