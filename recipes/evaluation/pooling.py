@@ -20,13 +20,14 @@ from ssmvision.recipes.segmentation.metrics import COLUMNS, Score
 from ssmvision.recipes.segmentation.scores import METRICS, Evaluation, Rules, plain
 from ssmvision.recipes.segmentation.scores_table import number
 
-__all__ = ["Pool", "Result", "Summary", "pool", "pooled_csv", "pooled_json", "print_summary"]
+__all__ = ["Pool", "Result", "Summary", "folds_of", "pool", "pooled_csv", "pooled_json", "print_summary"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A score and the training that it belongs to."""
+    """A score and the training that it belongs to; `number` is the training's place among them, from 1."""
 
+    number: int
     method: str
     run: str
     fold: str
@@ -134,9 +135,9 @@ def pool(runs: Sequence[Run], evaluations: Sequence[Evaluation], names: Sequence
     if names and len(names) != len(runs):
         raise UserError(f"names: {len(names)} given for {len(runs)} runs; give one for each run, or none")
     methods = list(names) or [run.network for run in runs]
-    folds = _folds(runs)
+    folds = folds_of(runs)
     first, taken, results, failed = evaluations[0], dict[Any, Run](), list[Result](), list[tuple[str, str, str]]()
-    for run, evaluation, method, fold in zip(runs, evaluations, methods, folds, strict=True):
+    for i, (run, evaluation, method, fold) in enumerate(zip(runs, evaluations, methods, folds, strict=True), 1):
         if _compared(evaluation) != _compared(first):
             raise UserError(
                 f"{run.scores_path}: NSD tolerance or lesion rule differ from those of {runs[0].scores_path}; "
@@ -148,7 +149,7 @@ def pool(runs: Sequence[Run], evaluations: Sequence[Evaluation], names: Sequence
                 f"{run.folder}: {method}, fold {fold}, seed {run.seed} is also what {twin.folder} is; "
                 "tell them apart by --names, one for each run"
             )
-        results += [Result(method, run.name, fold, run.seed, score) for score in evaluation.scores]
+        results += [Result(i, method, run.name, fold, run.seed, score) for score in evaluation.scores]
         failed += [(run.name, case, told) for case, told in evaluation.failed.items()]
     return Pool(tuple(results), first.labels, first.rules or Rules(first.nsd_tolerance_mm), tuple(failed))
 
@@ -157,7 +158,7 @@ def _compared(evaluation: Evaluation) -> tuple[dict[str, float], float]:
     return evaluation.tolerances, evaluation.rules.lesion_iou if evaluation.rules else 0.0
 
 
-def _folds(runs: Sequence[Run]) -> list[str]:
+def folds_of(runs: Sequence[Run]) -> list[str]:
     """A name for each run's held-out cases: the fold's number, else the set's."""
     numbered: dict[tuple[str, ...], str] = {}
     names = []

@@ -17,7 +17,10 @@ from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-__all__ = ["PALETTE", "Curve", "Overlay", "curves_png", "overlay_png", "to_ras"]
+__all__ = [
+    *("LINE_COLOURS", "LINE_STYLES", "PALETTE", "PLANES", "Curve", "Overlay", "Plane"),
+    *("curves_png", "cut_plane", "name_sides", "overlay_png", "to_png", "to_ras"),
+]
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; vermilion is kept for errors.
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
@@ -81,9 +84,10 @@ def to_ras(volume: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     return apply_orientation(volume, orientation), (float(spacing[0]), float(spacing[1]), float(spacing[2]))
 
 
-def _png(figure: Figure, dpi: int) -> bytes:
+def to_png(figure: Figure, dpi: int) -> bytes:
+    """The figure as a PNG file's bytes; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    # No software name and date in the file: equal figures are equal bytes.
+    # No software name and date in the file.
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -94,7 +98,7 @@ def _best_slice(labels: NDArray[Any], axis: int) -> int:
     return int(counts.argmax()) if counts.any() else labels.shape[axis] // 2
 
 
-def _cut(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
+def cut_plane(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
     """The slice as rows from top to bottom and columns from left to right of the picture."""
     picture = np.take(volume, index, axis=plane.axis)
     # The kept axes are in rising order, which is (across, up) in every plane.
@@ -112,13 +116,13 @@ def _draw(
         "interpolation": "nearest",
     }
     vmin, vmax = np.percentile(image, (0.5, 99.5))
-    axes.imshow(_cut(image, plane, index), cmap="gray", vmin=vmin, vmax=vmax, **style)
+    axes.imshow(cut_plane(image, plane, index), cmap="gray", vmin=vmin, vmax=vmax, **style)
     if overlay.labels is not None:
-        labels = _cut(overlay.labels, plane, index)
+        labels = cut_plane(overlay.labels, plane, index)
         colours, alpha = ListedColormap(PALETTE), 0.55
         shown: Any = np.ma.masked_equal(labels, 0)
         if overlay.errors_against is not None:
-            wrong = labels != _cut(overlay.errors_against, plane, index)
+            wrong = labels != cut_plane(overlay.errors_against, plane, index)
             colours, alpha, shown = ListedColormap([ERROR_COLOUR]), 0.9, np.ma.masked_equal(wrong.astype(int), 0)
         # Label 1 takes the first colour; more labels than colours start over.
         shown = (shown - 1) % colours.N
@@ -131,7 +135,7 @@ def _draw(
     axes.spines[:].set_visible(False)
 
 
-def _letters(axes: Axes, plane: Plane, size_mm: Sequence[float]) -> None:
+def name_sides(axes: Axes, plane: Plane, size_mm: Sequence[float]) -> None:
     """Names the sides at the picture's own edges, which may lie inside the panel."""
     outline = [withStroke(linewidth=2, foreground="black")]
     style: dict[str, Any] = {"color": "white", "fontsize": 8, "path_effects": outline}
@@ -197,12 +201,12 @@ def overlay_png(
         index = _best_slice(chosen, plane.axis)
         for axes, overlay in zip(row, turned, strict=True):
             _draw(axes, ras, plane, index, overlay, size_mm)
-            _letters(axes, plane, size_mm)
+            name_sides(axes, plane, size_mm)
         row[0].set_ylabel(plane.name, color=INK)
     for axes, overlay in zip(grid[0], turned, strict=True):
         axes.set_title(overlay.title, color=INK, fontsize=9)
     _legend(figure, classes, any(o.errors_against is not None for o in overlays))
-    return _png(figure, dpi)
+    return to_png(figure, dpi)
 
 
 def curves_png(curves: Sequence[Curve], x_label: str = "step", dpi: int = 110) -> bytes:
@@ -227,4 +231,4 @@ def curves_png(curves: Sequence[Curve], x_label: str = "step", dpi: int = 110) -
         axes.spines[["top", "right"]].set_visible(False)
         # Below the panel, where it hides no curve.
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    return _png(figure, dpi)
+    return to_png(figure, dpi)

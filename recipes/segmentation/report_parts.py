@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -14,11 +13,12 @@ from typing import Any
 
 import torch
 
-from ssmvision.recipes.segmentation.evaluate import Evaluation
 from ssmvision.recipes.segmentation.figures import Curve
 from ssmvision.recipes.segmentation.report import Facts, Row, Table
+from ssmvision.recipes.segmentation.scores import Evaluation
+from ssmvision.recipes.segmentation.scores_table import number
 
-__all__ = ["environment_facts", "scores_table", "settings_facts", "training_curves"]
+__all__ = ["environment_facts", "flatten", "scores_table", "settings_facts", "training_curves"]
 
 PACKAGES = ("ssmvision", "torch", "monai", "lightning", "timm", "numpy", "nibabel")
 
@@ -51,11 +51,12 @@ def environment_facts() -> Facts:
     return Facts("Environment", tuple(items))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every value of a nested mapping as text, under its dotted name."""
     items: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            items += _flatten(value, f"{prefix}{name}.")
+            items += flatten(value, f"{prefix}{name}.")
         else:
             items.append((f"{prefix}{name}", str(value)))
     return items
@@ -71,11 +72,7 @@ def settings_facts(settings: Any, title: str = "Settings") -> Facts:
         settings = dataclasses.asdict(settings)
     if not isinstance(settings, Mapping):
         raise TypeError(f"settings must be a dataclass instance or a mapping, got {type(settings).__name__}")
-    return Facts(title, tuple(_flatten(settings)), folded=True)
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+    return Facts(title, tuple(flatten(settings)), folded=True)
 
 
 def scores_table(evaluations: Mapping[str, Evaluation], main: str, title: str = "Scores", caption: str = "") -> Table:
@@ -99,7 +96,7 @@ def scores_table(evaluations: Mapping[str, Evaluation], main: str, title: str = 
     for case, label in first:
         for name, scores in scored.items():
             s = scores[case, label]
-            numbers = (_number(s.dice, ".3f"), _number(s.nsd, ".3f"), _number(s.hd95_mm, ".1f"))
+            numbers = (number(s.dice, ".3f"), number(s.nsd, ".3f"), number(s.hd95_mm, ".1f"))
             volumes = (f"{s.volume_prediction_ml:.1f}", f"{s.volume_reference_ml:.1f}")
             rows.append(Row((case, label, name, *numbers, *volumes), emphasis=name == main))
     columns = ("Case", "Class", "Method", "Dice", "NSD", "HD95, mm", "Volume, ml", "Reference, ml")

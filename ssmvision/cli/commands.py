@@ -134,6 +134,14 @@ COMMANDS = (
         extra="recipes",
     ),
     Command(
+        "report",
+        "write one HTML file on trainings: scores, spreads, worst cases, curves, settings",
+        f"{_EVALUATION}.config:ReportConfig",
+        f"{_EVALUATION}.report:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
         "fuse",
         "fuse two registered images, volumes, or folders of them, in colour where there is colour",
         f"{_FUSION}.fuse_config:FuseConfig",

@@ -132,6 +132,42 @@ def test_the_rule_is_decided_kept_and_applied(
         (folder / "postprocessing.json").unlink()
 
 
+def test_the_report_holds_everything_and_names_nobody(
+    runs: list[Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ball.html"
+    command = ["report", *map(str, runs), "--out", str(out), "--pictures", "1"]
+    assert main(command) == 0
+    text = out.read_text()
+    for needed in ("2 trainings of 1 network", "One seed:", "UMambaBot (none)", "sd of folds", "case 2", "trainer.lr"):
+        assert needed in text
+    assert text.count("data:image/png;base64,") == 3, "distributions, one worst case, curves"
+    for private in ("case_0", "case_2", root.name, str(tmp_path), runs[0].name):
+        assert private not in text
+    lines = out.with_suffix(".csv").read_text().splitlines()
+    assert lines[0].startswith("method,run,fold,seed,case,label,dice,nsd,hd95_mm,")
+    assert [line.split(",")[:5] for line in lines[1:]] == [
+        ["UMambaBot (none)", f"ball/fold{i}", f"set {i + 1}", "0", case] for i, case in enumerate(("case_0", "case_2"))
+    ]
+    content = json.loads(out.with_suffix(".json").read_text())
+    dice = content["methods"]["UMambaBot (none)"]["classes"]["ball"]["dice"]
+    values = [float(line.split(",")[6]) for line in lines[1:]]
+    assert dice["mean"] == pytest.approx(np.mean(values))
+    assert dice["sd_cases"] == pytest.approx(np.std(values, ddof=1))
+    assert content["names_in_the_report"]["cases"] == {"case_0": "case 1", "case_2": "case 2"}
+    assert main(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--case_names", "true", "--pictures", "0"]) == 0
+    assert "case_2" in out.read_text()
+    card = json.loads((runs[0] / "model.json").read_text())
+    scores = runs[0] / "validation" / "scores.json"
+    before = scores.read_text()
+    scores.write_text(before.replace(card["sha256"], "other"))
+    assert main([*command, "--overwrite"]) == 2
+    assert "the scores of other weights" in capsys.readouterr().err
+    scores.write_text(before)
+
+
 def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder given"):
         open_runs([])

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.evaluate import Evaluation
-from ssmvision.recipes.segmentation.figures import PLANES, Curve, Overlay, _cut, curves_png, overlay_png, to_ras
+from ssmvision.recipes.segmentation.figures import PLANES, Curve, Overlay, curves_png, cut_plane, overlay_png, to_ras
 from ssmvision.recipes.segmentation.metrics import score_masks
 from ssmvision.recipes.segmentation.report import (
     Facts,
@@ -200,7 +200,7 @@ def test_pictures_are_radiological_for_every_storage_order(affine: np.ndarray) -
     np.testing.assert_allclose(sorted(spacing), [1, 2, 3])
     np.testing.assert_allclose(spacing, np.abs(affine[:3, :3]).sum(axis=1), err_msg="spacing in world order")
     for plane in PLANES:
-        picture = _cut(ras, plane, ras.shape[plane.axis] - 1)
+        picture = cut_plane(ras, plane, ras.shape[plane.axis] - 1)
         assert picture[0, 0] == 1, f"{plane.name}: right or front is left, top is up"
         left, _, _, top = plane.letters
         assert (left, top) in {("R", "A"), ("R", "S"), ("A", "S")}
