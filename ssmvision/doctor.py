@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["BackendChoice", "Device", "DoctorConfig", "Report", "examine", "run"]
 
 PACKAGES = (
-    *("ssmvision", "torch", "triton", "torchvision", "timm", "numpy", "safetensors", "jsonargparse", "rich"),
+    *("ssmvision", "torch", "triton", "torchvision", "timm", "numpy", "numba", "safetensors", "jsonargparse", "rich"),
     *("monai", "lightning", "nibabel", "scipy", "albumentations", "jinja2", "matplotlib", "nilearn"),
 )
 

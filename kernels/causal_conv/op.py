@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels import registry
-from ssmvision.kernels.causal_conv import cuda, reference
+from ssmvision.kernels.causal_conv import cuda, numba, reference
 from ssmvision.kernels.operators import define_operator
 
 __all__ = ["OP", "conv"]
@@ -19,6 +19,7 @@ __all__ = ["OP", "conv"]
 OP = "causal_conv"
 
 registry.register(OP, registry.Backend("cuda", 30, cuda.can_run, cuda.forward, cuda.backward))
+registry.register(OP, registry.Backend("numba", 15, numba.can_run, numba.forward, numba.backward))
 registry.register(OP, registry.Backend("reference", 0, lambda request: None, reference.forward, reference.backward))
 
 

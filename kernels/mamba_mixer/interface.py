@@ -63,7 +63,8 @@ def mamba_mixer(
             the gate. "least": also the convolutions and step sizes, which cost little and would take 4 E elements a
             token for two directions. "scan": also the scan, for its states and its result before the gate. "all":
             everything, so that only the tokens are stored.
-        backend: of the scan, see `selective_scan_nd`. On "cuda" the mixer's own kernels run, else plain PyTorch.
+        backend: of the scan, see `selective_scan_nd`. On "cuda" the mixer's own kernels run, on "numba" the
+            convolution's, else plain PyTorch around the scan.
 
     Returns:
         (B, L, D), in the compute dtype.

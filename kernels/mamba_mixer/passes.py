@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import cuda as conv_cuda
+from ssmvision.kernels.causal_conv import numba as conv_numba
 from ssmvision.kernels.causal_conv import reference as conv_reference
 from ssmvision.kernels.mamba_mixer import cuda, pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights
@@ -38,15 +39,16 @@ class Toolbox(NamedTuple):
 
 
 def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
-    """CUDA kernels throughout where the scan's chosen backend is "cuda", plain PyTorch around any other."""
+    """The scan's chosen backend, with its own convolution where it has one and plain PyTorch around the rest."""
     return _toolbox(registry.choose("selective_scan", registry.Request(str(device), dtype), backend))
 
 
 @lru_cache(maxsize=16)
 def _toolbox(scan: registry.Backend) -> Toolbox:
-    if scan.name != "cuda":
-        return Toolbox(scan, conv_reference, reference.gate_backward, pack.copy_parameters)
-    return Toolbox(scan, conv_cuda, cuda.gate_backward, cuda.fill)
+    if scan.name == "cuda":
+        return Toolbox(scan, conv_cuda, cuda.gate_backward, cuda.fill)
+    conv = conv_numba if scan.name == "numba" else conv_reference
+    return Toolbox(scan, conv, reference.gate_backward, pack.copy_parameters)
 
 
 class Kept(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Grads", "ScanArgs", "as_inputs", "compute_dtype", "gate_gradient"]
+__all__ = ["Grads", "ScanArgs", "as_inputs", "compute_dtype", "gate_gradient", "gated", "merged_gradient"]
 
 # Gradients of the first eight fields of ScanArgs, in their dtypes and flattened shapes; None where there is no input.
 Grads = tuple[Tensor | None, ...]
@@ -46,6 +47,32 @@ def gate_gradient(z: Tensor, dout: Tensor, ungated: Tensor) -> Tensor:
     gate = torch.sigmoid(z)
     dz: Tensor = dout * ungated.to(dout.dtype) * gate * (1 + z * (1 - gate))
     return dz
+
+
+def gated(y: Tensor, args: ScanArgs, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """The routes' result brought to the op's: mean where asked for, gate, x's dtype.
+
+    Args:
+        y: sum over the routes, or each of them for merge "none", in the compute dtype; may be overwritten.
+        args: the op's inputs.
+        keep: whether a gated result before its gate is wanted too.
+
+    Returns:
+        out, and the result before the gate or None, in x's dtype.
+    """
+    if args.merge == "mean":
+        y /= len(args.routes)
+    ungated = y.to(args.x.dtype, copy=True) if args.z is not None and keep else None
+    if args.z is not None:
+        y *= F.silu(args.z.to(y.dtype))
+    return y.to(args.x.dtype), ungated
+
+
+def merged_gradient(dout: Tensor, args: ScanArgs) -> Tensor:
+    """Gradient of the routes' sum, or of each of them for merge "none", from that of out, in dout's dtype."""
+    if args.z is not None:
+        dout = dout * F.silu(args.z.to(dout.dtype))
+    return dout / len(args.routes) if args.merge == "mean" else dout
 
 
 def compute_dtype(x: Tensor, delta: Tensor) -> torch.dtype:

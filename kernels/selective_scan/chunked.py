@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, as_inputs, compute_dtype, gate_gradient
+from ssmvision.kernels.selective_scan.args import (
+    Grads,
+    ScanArgs,
+    as_inputs,
+    compute_dtype,
+    gate_gradient,
+    gated,
+    merged_gradient,
+)
 from ssmvision.kernels.selective_scan.config import n_saved
 from ssmvision.kernels.selective_scan.tiles import Plan, Tile, make_plan
 
@@ -154,12 +162,8 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
         last[rows] = state
         if save_states:
             saved[-1, rows] = state
-    if args.merge == "mean":
-        y_grid /= routes
-    ungated = y_grid.to(args.x.dtype, copy=True) if args.z is not None and save_states else None
-    if args.z is not None:
-        y_grid *= F.silu(args.z.to(dtype))
-    return y_grid.to(args.x.dtype), last.transpose(2, 3).contiguous(), saved, ungated
+    out, ungated = gated(y_grid, args, save_states)
+    return out, last.transpose(2, 3).contiguous(), saved, ungated
 
 
 class _Grads:
@@ -270,11 +274,7 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     A = args.A.to(dtype).transpose(1, 2).contiguous()
     grads = _Grads(args, dtype)
     batch, length = args.x.shape[0], args.delta.shape[2]
-    dy_grid = dout.to(dtype)
-    if args.z is not None:
-        dy_grid = dy_grid * F.silu(args.z.to(dtype))
-    if args.merge == "mean":
-        dy_grid = dy_grid / len(args.routes)
+    dy_grid = merged_gradient(dout.to(dtype), args)
     buffers = _Buffers(dtype, A.device)
     for tiles in plan.tiles(batch, reverse=True) if length else ():
         rows = slice(tiles[0].start, tiles[0].stop)

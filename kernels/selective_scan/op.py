@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.operators import define_operator
-from ssmvision.kernels.selective_scan import chunked, cuda, reference, triton
+from ssmvision.kernels.selective_scan import chunked, cuda, numba, reference, triton
 from ssmvision.kernels.selective_scan.args import ScanArgs, compute_dtype
 from ssmvision.kernels.selective_scan.config import n_saved
 
@@ -31,7 +31,11 @@ registry.register(
 )
 registry.register(
     OP,
-    registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward, slow_on=("cuda",)),
+    registry.Backend("numba", 15, numba.can_run, numba.forward, numba.backward),
+)
+registry.register(
+    OP,
+    registry.Backend("chunked", 10, lambda request: None, chunked.forward, chunked.backward, slow_on=("cuda", "cpu")),
 )
 registry.register(
     OP,

@@ -39,9 +39,9 @@ def inverse_softplus_dt(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _scan_runs_on_cuda(device: str, dtype: torch.dtype, backend: str) -> bool:
-    """Asked of the registry, which a compiler need not trace."""
-    return choose("selective_scan", Request(device, dtype), backend).name == "cuda"
+def _scan_is_fast(device: str, dtype: torch.dtype, backend: str) -> bool:
+    """Whether the convolution has a kernel beside the scan's. The registry knows, which a compiler need not trace."""
+    return choose("selective_scan", Request(device, dtype), backend).name in ("cuda", "numba")
 
 
 class MambaMixer(nn.Module):
@@ -64,7 +64,8 @@ class MambaMixer(nn.Module):
         layer_scale: start value of a learned factor per output channel, None for no such factor.
         backend: of the scan, see `selective_scan_nd`.
         fused: run as one operator (`ssmvision.kernels.mamba_mixer`), which takes fewer launches and less memory than
-            the layers one by one, and is the same function up to rounding. None: where the scan's backend is "cuda".
+            the layers one by one, and is the same function up to rounding. None: where the scan's backend is "cuda" or
+            "numba".
             True: everywhere; False: nowhere. In any case the layers run one by one for shared directions, for more
             than 8 taps, and as long as a projection or convolution has hooks or was replaced by another kind of layer.
         recompute: what the operator's backward computes again to save memory, "none", "least", "scan" or "all"; see
@@ -219,7 +220,7 @@ class MambaMixer(nn.Module):
     def _uses_operator(self, tokens: Tensor) -> bool:
         if self.fused is False or not self._is_plain():
             return False
-        return self.fused is True or _scan_runs_on_cuda(str(tokens.device), compute_dtype(tokens), self.backend)
+        return self.fused is True or _scan_is_fast(str(tokens.device), compute_dtype(tokens), self.backend)
 
     def _parameters_by_route(self) -> Parameters:
         suffixes = [self._suffix(route) for route in self.routes]

@@ -240,10 +240,11 @@ class TestWhenTheLayersRun:
         monkeypatch.setattr(f"{module}.run_mixer", lambda *a: calls.append("operator") or run(*a))
         return calls
 
-    def test_only_where_asked_for_on_a_cpu(self, calls: list[str]) -> None:
+    @pytest.mark.parametrize(("backend", "unasked"), [("numba", "operator"), ("chunked", "layers")])
+    def test_without_being_asked_where_the_scan_is_fast(self, calls: list[str], backend: str, unasked: str) -> None:
         for fused in (None, False, True):
-            MambaMixer(6, fused=fused)(torch.randn(1, 3, 6))
-        assert calls == ["layers", "layers", "operator"]
+            MambaMixer(6, fused=fused, backend=backend)(torch.randn(1, 3, 6))
+        assert calls == [unasked, "layers", "operator"]
 
     def test_shared_directions(self, calls: list[str]) -> None:
         MambaMixer(6, bidirectional=True, shared_directions=True, fused=True)(torch.randn(1, 3, 6))

@@ -19,7 +19,8 @@ from ssmvision.kernels.selective_scan.config import ChunkedConfig
 from ssmvision.kernels.selective_scan.op import OP, scan
 from ssmvision.kernels.selective_scan.reference import selective_scan_nd_reference
 
-BACKENDS = [name for name, reason in registry.explain(OP, registry.Request()).items() if reason is None]
+WIDE = registry.Request(dtype=torch.float64)
+BACKENDS = [name for name, reason in registry.explain(OP, WIDE).items() if reason is None]
 SKIP = ("skip_even_even", "skip_odd_even", "skip_even_odd", "skip_odd_odd")
 CROSS = ("row", "column", "row_reverse", "column_reverse")
 
@@ -297,8 +298,10 @@ def test_environment_forces_and_forbids(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SSMVISION_BACKEND", "reference")
     assert registry.choose(OP, registry.Request()).name == "reference"
     assert registry.choose(OP, registry.Request(), "chunked").name == "chunked"
-    monkeypatch.setenv("SSMVISION_BACKEND", "-reference,-chunked")
-    with pytest.raises(registry.NoBackendError, match=r"chunked: forbidden by SSMVISION_BACKEND=-reference,-chunked"):
+    monkeypatch.setenv("SSMVISION_BACKEND", "-reference,-chunked,-numba")
+    with pytest.raises(
+        registry.NoBackendError, match=r"chunked: forbidden by SSMVISION_BACKEND=-reference,-chunked,-nu"
+    ):
         registry.choose(OP, registry.Request())
 
 
@@ -308,7 +311,7 @@ def test_slow_backend_speaks_up_once() -> None:
         "a = torch.rand(1, 2, 5); A = -torch.rand(2, 3); B = torch.rand(1, 3, 5);"
         "[selective_scan(a, a, A, B, B) for _ in range(3)]"
     )
-    environment = os.environ | {"SSMVISION_BACKEND": "-chunked"}
+    environment = os.environ | {"SSMVISION_BACKEND": "-chunked,-numba"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("runs on the slow backend 'reference'") == 1

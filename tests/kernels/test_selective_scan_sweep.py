@@ -1,8 +1,8 @@
 """The scan over random sizes, routes, dtypes, memory layouts and extreme values, against its definition in float64.
 
-On a CPU the chunked backend is judged by the defining loop; on a GPU the compiled ones are judged by the chunked one,
-and by the loop where that is short. Half-precision results may be off by little more than rounding the exact ones to
-that dtype.
+On a CPU the chunked and the Numba backend are judged by the defining loop; on a GPU the compiled ones are judged by the
+chunked one, and by the loop where that is short. Half-precision results may be off by little more than rounding the
+exact ones to that dtype.
 """
 
 from __future__ import annotations
@@ -98,11 +98,13 @@ def bitwise_equal(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_chunked_on_cpu(seed: int) -> None:
+def test_on_a_cpu(seed: int) -> None:
     case = draw(seed, most_positions=80, most_channels=17, most_states=17)
     inputs, dout, dlast = tensors(case, "cpu")
-    got = run(case, inputs, dout, dlast, "chunked")
-    assert not errors(case, got, exact(case, inputs, dout, dlast, "reference")), case
+    true = exact(case, inputs, dout, dlast, "reference")
+    for backend in ("chunked", "numba"):
+        got = run(case, inputs, dout, dlast, backend)
+        assert not errors(case, got, true), (backend, case)
 
 
 @pytest.fixture

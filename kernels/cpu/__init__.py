@@ -1,0 +1,1 @@
+"""What the CPU kernels share: vectors for Numba, flat views of tensors, threads."""
