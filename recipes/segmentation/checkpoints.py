@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,6 +36,24 @@ def _known(target: Path) -> list[str]:
 def _record(target: Path, digest: str) -> None:
     """Adds a digest, keeping the two newest of before."""
     write_bytes(target.with_name(DIGESTS), "\n".join([*_known(target)[-2:], digest]) + "\n")
+
+
+def _load_plain(path: Path, map_location: Any) -> dict[str, Any]:
+    """Tensors and plain values of a checkpoint; nothing in it is executed.
+
+    Raises:
+        UserError: it holds anything else, so that nobody's training here wrote it, whatever its digest says.
+    """
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        line = next((line for line in str(error).splitlines() if "GLOBAL" in line), type(error).__name__)
+        reason = " ".join(line.split())[:200]
+        raise UserError(
+            f"{path}: holds more than tensors and plain values ({reason}) and is refused, since a pickle can run any "
+            "code when opened; start the run anew with --overwrite"
+        ) from None
+    return loaded
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -70,8 +89,7 @@ class SafeCheckpointIO(CheckpointIO):
             if candidate.is_file() and _digest(candidate) in known:
                 if candidate != target:
                     warnings.warn(f"{target} is missing or damaged; continuing from {candidate}", stacklevel=2)
-                loaded: dict[str, Any] = torch.load(candidate, map_location=map_location or "cpu", weights_only=True)
-                return loaded
+                return _load_plain(candidate, map_location or "cpu")
         raise UserError(
             f"{target}: neither it nor {PREVIOUS} has one of the {len(known)} digests in {DIGESTS}; the run cannot be "
             "resumed, start it anew with --overwrite"

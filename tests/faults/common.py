@@ -21,7 +21,7 @@ from ssmvision.errors import UserError
 
 __all__ = [
     *("FULL", "Done", "SilentlyWrongError", "child", "child_environment"),
-    *("cli", "labels_of", "never_wrong", "refusal", "run_folder"),
+    *("cli", "labels_of", "never_wrong", "refusal", "run_folder", "train_words"),
 ]
 
 # `make faults` injects everything; otherwise a sample that takes seconds.
@@ -61,6 +61,16 @@ def cli(*words: object) -> Done:
     with redirect_stdout(said), redirect_stderr(said):
         status = main([str(word) for word in words])
     return Done(status, said.getvalue())
+
+
+def train_words(root: Path, out: Path, epochs: int = 2, steps: int = 2) -> list[str]:
+    """The command line of a training of a few seconds on a folder of `tests.recipes.synthetic.nnunet_folder`."""
+    model = {"mixer": "none", "features_per_stage": "[4,8]", "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1}
+    trainer = {"max_epochs": epochs, "steps_per_epoch": steps, "accelerator": "cpu", "threads": 1, "lr": 0.01}
+    settings = {"data.root": root, "out": out, "patch_size": "[8,8,8]", "data.num_workers": 0}
+    settings |= {f"model.{name}": value for name, value in model.items()}
+    settings |= {f"trainer.{name}": value for name, value in trainer.items()}
+    return ["train", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
 
 
 def child_environment() -> dict[str, str]:

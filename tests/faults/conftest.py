@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.faults.common import SilentlyWrongError, run_folder
+from tests.faults.common import SilentlyWrongError, cli, run_folder, train_words
 from tests.faults.table import FAULTS
+from tests.recipes.synthetic import nnunet_folder
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +36,34 @@ def pytest_runtest_makereport(
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a small network for one channel and two classes that labels about half of a volume."""
     return run_folder(tmp_path_factory.mktemp("model") / "run")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training of two epochs.
+
+    Args:
+        root: its dataset.
+        out: its run folder.
+    """
+
+    root: Path
+    out: Path
+
+    def copy(self, folder: Path) -> Trained:
+        """The run in another folder, to be damaged there."""
+        shutil.copytree(self.out, folder)
+        return Trained(self.root, folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A small training that ended well."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = nnunet_folder(folder / "raw", [(12, 14, 10)] * 2)
+    done = cli(*train_words(root, folder / "run"))
+    assert done.status == 0, done.said
+    return Trained(root, folder / "run")
 
 
 @pytest.fixture
