@@ -14,11 +14,12 @@ from ssmvision.recipes.fusion.callbacks import HISTORY, PREVIEWS
 from ssmvision.recipes.fusion.config import FusionTrainConfig
 from ssmvision.recipes.fusion.weights import CARD, WEIGHTS
 from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
+from ssmvision.recipes.segmentation.history import TIMES
 
 __all__ = ["CONFIG", "check_config", "prepare_folder"]
 
 CONFIG = "config.json"
-FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG, PREVIEWS)
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, TIMES, CONFIG, PREVIEWS)
 # Settings that may differ on resuming, since they change neither the weights' shapes nor the crops.
 FREE = {
     *("out", "resume", "overwrite", "data.a", "data.b", "data.num_workers", "trainer.max_epochs"),

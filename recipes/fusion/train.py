@@ -24,7 +24,8 @@ from ssmvision.recipes.fusion.pairs import ImagePair, hold_out, read_pairs
 from ssmvision.recipes.fusion.run_folder import CONFIG, check_config, prepare_folder
 from ssmvision.recipes.fusion.weights import FusionCard, save_model
 from ssmvision.recipes.segmentation.checkpoints import LAST
-from ssmvision.recipes.segmentation.train import check_accelerator, interruptible, make_trainer, quiet_lightning
+from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
+from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
 from ssmvision.recipes.segmentation.transforms import EpochSampler
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
@@ -88,7 +89,9 @@ def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], valida
     history = FusionHistory(config.out, None if console.is_terminal else console)
     shown = Previews(config.out, (validation or training)[: config.trainer.previews])
     with quiet_lightning():
-        trainer = make_trainer(config.out, config.trainer, [history, shown], console.is_terminal, bool(validation))
+        # Stochastic depth is seeded by epoch: a run that is stopped goes on from the epoch before.
+        checkpoints = Checkpoints(config.out, between=False)
+        trainer = make_trainer(config.trainer, checkpoints, [history, shown], console.is_terminal, bool(validation))
         batches = loader(config, training, lambda: len(history.rows))
         whole = DataLoader(WholeDataset(validation), generator=torch.Generator()) if validation else None
         fit(trainer, module, batches, whole, config)

@@ -19,7 +19,7 @@ from ssmvision.recipes.resolution.figure import accuracy_png
 from ssmvision.recipes.resolution.networks import METHODS
 from ssmvision.recipes.resolution.pictures import load_pictures
 from ssmvision.recipes.resolution.training import accuracy, train_network
-from ssmvision.recipes.segmentation.train import check_accelerator
+from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
 __all__ = ["Result", "prepare_folder", "run", "table"]

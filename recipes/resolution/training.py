@@ -16,7 +16,7 @@ from ssmvision.layers.s4nd_optim import param_groups
 from ssmvision.recipes.resolution.config import DigitsConfig
 from ssmvision.recipes.resolution.networks import ResidualNet, build_network
 from ssmvision.recipes.resolution.pictures import Pictures, pooled
-from ssmvision.recipes.segmentation.train import quiet_lightning
+from ssmvision.recipes.segmentation.lightning_trainer import quiet_lightning
 
 __all__ = ["Classifier", "accuracy", "train_network"]
 

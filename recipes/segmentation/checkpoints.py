@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,9 +15,11 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.writing import write_atomic, write_bytes
 
-__all__ = ["LAST", "PREVIOUS", "SafeCheckpointIO"]
+__all__ = ["DIGESTS", "LAST", "PREVIOUS", "SafeCheckpointIO"]
 
 LAST, PREVIOUS, DIGESTS = "last.ckpt", "previous.ckpt", "last.ckpt.sha256"
+# Two belong to files. A run that is killed between recording a digest and renaming its file leaves one more.
+KEPT_DIGESTS = 16
 
 
 def _digest(path: Path) -> str:
@@ -34,8 +37,8 @@ def _known(target: Path) -> list[str]:
 
 
 def _record(target: Path, digest: str) -> None:
-    """Adds a digest, keeping the two newest of before."""
-    write_bytes(target.with_name(DIGESTS), "\n".join([*_known(target)[-2:], digest]) + "\n")
+    """Adds a digest."""
+    write_bytes(target.with_name(DIGESTS), "\n".join([*_known(target)[1 - KEPT_DIGESTS :], digest]) + "\n")
 
 
 def _load_plain(path: Path, map_location: Any) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _load_plain(path: Path, map_location: Any) -> dict[str, Any]:
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Keeps last.ckpt and previous.ckpt, and the digests of the newest three files in last.ckpt.sha256.
+    """Keeps last.ckpt and previous.ckpt, and the digests of the newest files in last.ckpt.sha256.
 
     The new digest is recorded before the file gets its name, so at every moment a whole file has its digest on record
     and a torn one has not. Files are read with `weights_only=True`: tensors and plain values, no code.
@@ -66,16 +69,20 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes `checkpoint` (tensors and plain values only)."""
         target = Path(path)
+        # In memory first: torch's own writer hides why a disk refused a file, and how large it would have been.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
 
         def write(temporary: Path) -> None:
-            torch.save(checkpoint, temporary)
+            temporary.write_bytes(content)
             # A damaged file must not push the good one that was resumed from out of its place.
             whole = target.is_file() and _digest(target) in _known(target)
-            _record(target, _digest(temporary))
+            _record(target, hashlib.sha256(content).hexdigest())
             if whole:
                 target.replace(target.with_name(PREVIOUS))
 
-        write_atomic(target, write)
+        write_atomic(target, write, needed=len(content))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads `path`, or previous.ckpt beside it (with a warning) if `path` is missing or damaged.

@@ -134,15 +134,31 @@ class TrainerConfig:
         batch_size: patches per step.
         batch_dice: the Dice loss is taken over the whole batch instead of patch by patch.
         optimizer: "sgd" is Nesterov SGD with `momentum`; "adamw" ignores `momentum`.
-        lr: start of the polynomial schedule lr * (1 - step / steps)^0.9.
+        lr: start of the polynomial schedule lr * (1 - step / steps)^0.9, see `poly_per`.
         momentum: of SGD; see `optimizer`.
         weight_decay: not applied to A_log, D, biases and norms.
         gradient_clip: largest gradient norm; 0: no clipping.
-        precision: "32-true" or "bf16-mixed" (the scan itself stays in float32).
+        poly_per: whether the schedule falls with every "step", or as nnU-Net's with every "epoch" (a plan sets it).
+        precision: "32-true", "bf16-mixed" or "16-mixed" (the scan itself stays in float32). The last one, float16 with
+            a loss scale, is known to overflow in state-space networks.
+        tf32: with "32-true", let GPUs round the factors of convolutions and matrix products to 10 bits, as PyTorch does
+            for convolutions by default; false: full float32, several times slower.
+        ema_decay: of the moving average of the weights, taken after every step, which is then what is validated and
+            saved; 0: none.
+        early_stop_epochs: end after so many epochs without a better validation Dice; null: never.
+        save: what model.safetensors holds: the weights after the "last" epoch, or after the one with the "best"
+            validation Dice. model.json names the epoch.
+        checkpoint_steps: save last.ckpt after every so many steps, besides after every epoch; null: only then.
+        max_nonfinite_steps: a step whose loss or gradients are not finite is skipped, and named; so many in a row end
+            the run.
+        auto_halve: when a GPU's memory runs out, go on with each batch in two, four, ... parts whose gradients are
+            added up; else the run ends and says what would fit. For one device.
         validate_every: epochs between validations on whole volumes (the last epoch is always validated).
         seed: of weights, split, patches and augmentation.
         deterministic: ask torch for deterministic algorithms, with a warning where one has none.
-        accelerator: "auto", "cpu", "gpu" or "mps", as Lightning takes it; one device is used.
+        accelerator: "auto", "cpu", "gpu" or "mps", as Lightning takes it.
+        devices: GPUs (on the CPU: processes) that share every batch, by Lightning's DDP. `batch_size` is that of all of
+            them together and the batches are the same for any number; `batch_dice` spans them, too.
         threads: CPU threads of torch; null: torch's own choice.
     """
 
@@ -156,11 +172,20 @@ class TrainerConfig:
     momentum: float = 0.99
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    poly_per: Literal["step", "epoch"] = "step"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    tf32: bool = True
+    ema_decay: float = 0.0
+    early_stop_epochs: int | None = None
+    save: Literal["last", "best"] = "last"
+    checkpoint_steps: int | None = None
+    max_nonfinite_steps: int = 10
+    auto_halve: bool = False
     validate_every: int = 5
     seed: int = 0
     deterministic: bool = True
     accelerator: str = "auto"
+    devices: int = 1
     threads: int | None = None
 
 

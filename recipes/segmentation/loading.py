@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ssmvision.recipes.segmentation.batches import SharedCases, StepBatches
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
 from ssmvision.recipes.segmentation.transforms import (
     CaseDataset,
-    EpochSampler,
     PatchDataset,
     ReadCase,
     patch_transforms,
@@ -21,15 +21,29 @@ from ssmvision.recipes.segmentation.transforms import (
 
 __all__ = ["loaders"]
 
+# A worker that gives nothing for so long hangs.
+HANG_SECONDS = 60.0
+
 
 def loaders(
     config: TrainConfig,
     dataset: Dataset,
     preprocessing: Preprocessing,
     spacing: Sequence[float],
-    current_epoch: Callable[[], int],
+    position: Callable[[], int],
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-    """Training patches, and whole validation volumes if there are any."""
+    """Training patches, and whole validation volumes if there are any.
+
+    Args:
+        config: settings.
+        dataset: the cases.
+        preprocessing: of every case.
+        spacing: voxel size of the preprocessed cases, mm.
+        position: number of finished steps, see `batches.StepBatches`.
+        rank, ranks: this process and the number of those that share the batches.
+    """
     classes = len(dataset.labels)
     read = ReadCase(preprocessing, dataset.channels, list(dataset.labels.values()))
     prepared = CaseDataset(dataset.training, prepare_transforms(read, config.patch_size, classes), config.data.cache)
@@ -42,15 +56,16 @@ def loaders(
     t, workers = config.trainer, config.data.num_workers or 0
     train: DataLoader[Any] = DataLoader(
         PatchDataset(prepared, augment, t.seed),
-        batch_size=t.batch_size,
-        sampler=EpochSampler(t.steps_per_epoch * t.batch_size, current_epoch),
+        batch_sampler=StepBatches(t.steps_per_epoch, t.batch_size, position, rank, ranks),
         num_workers=workers,
         persistent_workers=workers > 0,
+        timeout=HANG_SECONDS if workers else 0,
     )
     if not dataset.validation:
         return train, None
     whole = CaseDataset(dataset.validation, read, config.data.cache)
-    return train, DataLoader(whole, batch_size=1, collate_fn=single_case)
+    cases = SharedCases(len(dataset.validation), rank, ranks)
+    return train, DataLoader(whole, batch_size=1, sampler=cases, collate_fn=single_case)
 
 
 def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:

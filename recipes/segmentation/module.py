@@ -1,49 +1,29 @@
-"""The Lightning module: deep-supervised Dice + cross-entropy, poly schedule, validation on whole volumes."""
+"""The Lightning module: loss, guarded steps, moving average of the weights, validation on whole volumes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from monai.losses.dice import DiceCELoss
-from monai.losses.ds_loss import DeepSupervisionLoss
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import TrainerConfig
 from ssmvision.recipes.segmentation.infer import sliding_logits
-from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
+from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
+from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, last_nonfinite_gradient
+from ssmvision.recipes.segmentation.optimization import make_optimizer
+from ssmvision.recipes.segmentation.ranks import gather_cases
+from ssmvision.recipes.segmentation.seeds import seed_step
 from ssmvision.recipes.segmentation.spacing import SpacedNetwork
 
-__all__ = ["SegmentationModule", "deep_supervision_weights", "parameter_groups"]
-
-POLY_POWER = 0.9
-
-
-def deep_supervision_weights(levels: int) -> list[float]:
-    """1 / 2^i for resolution i, 0 for the lowest, normalised to sum 1 (nnU-Net's rule); one level: [1]."""
-    raw = [0.5**i for i in range(levels)]
-    if levels > 1:
-        raw[-1] = 0.0
-    return [w / sum(raw) for w in raw]
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with decay; A_log, D, biases and norms without."""
-    exempt: set[str] = set()
-    for prefix, module in network.named_modules():
-        names = getattr(module, "no_weight_decay", None)
-        if callable(names):
-            exempt |= {f"{prefix}.{name}" if prefix else name for name in names()}
-    trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-    plain = [p for n, p in trained if n in exempt or p.ndim <= 1]
-    decayed = [p for n, p in trained if not (n in exempt or p.ndim <= 1)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+__all__ = ["SegmentationModule"]
 
 
 class SegmentationModule(LightningModule):
@@ -58,6 +38,9 @@ class SegmentationModule(LightningModule):
 
     Attributes:
         validation: mean Dice per class of the latest validation, NaN where no case has the class.
+        skipped: steps that were left out because loss or gradients were not finite.
+        streak: how many of them came one after another just now.
+        parts: pieces in which a batch passes through the network, where memory is short.
     """
 
     def __init__(
@@ -70,50 +53,141 @@ class SegmentationModule(LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.config, self.patch_size = network, config, patch_size
-        self.spaced = SpacedNetwork(network, architecture)
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            self.average.requires_grad_(False)
+        self.spaced, self.spaced_result = SpacedNetwork(network, architecture), SpacedNetwork(self.result, architecture)
         self.classes = {name: i for name, i in labels.items() if i != 0}
-        self.criterion = DiceCELoss(
-            include_background=False,
-            to_onehot_y=True,
-            softmax=True,
-            batch=config.batch_dice,
-            smooth_nr=1e-5,
-            smooth_dr=1e-5,
-        )
+        self.criterion = training_criterion(config.batch_dice, config.devices)
         self.validation: dict[str, float] = {}
+        self.skipped, self.streak, self.parts = 0, 0, 1
         self._cases: list[list[float]] = []
+        self._image, self._loss = torch.empty(0), torch.empty(0)
+        self._shape: tuple[int, ...] = ()
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and saved: the moving average, if there is one."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """(B, C, *patch) of the latest batch."""
+        return tuple(self._shape)
+
+    def forget_batch(self) -> None:
+        """Lets go of the latest batch's memory."""
+        self._image, self._loss = torch.empty(0), torch.empty(0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what is no tensor of the module."""
+        checkpoint["steps"] = {"skipped": self.skipped, "streak": self.streak, "parts": self.parts}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up again."""
+        steps = checkpoint["steps"]
+        self.skipped, self.streak, self.parts = steps["skipped"], steps["streak"], steps["parts"]
 
     def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
-        """Weighted sum over resolutions in float32; `label` is (B, 1, *spatial) int64."""
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        deep = DeepSupervisionLoss(self.criterion, weights=deep_supervision_weights(len(outputs)))
-        return cast(Tensor, deep(outputs, label.float()))
+        """See `losses.segmentation_loss`."""
+        return segmentation_loss(self.criterion, outputs, label)
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        """Loss of a batch of patches; stops the run if it is not finite."""
-        loss = self.loss(self.spaced(batch["image"], batch["spacing_mm"]), batch["label"])
-        if not bool(torch.isfinite(loss)):
-            self._stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, batch["image"]))
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        """Loss of a batch of patches; of more than one part, all but the last are run backward at once."""
+        self._image, self._shape = batch["image"], tuple(batch["image"].shape)
+        images, spacings, labels = (batch[key].chunk(self.parts) for key in ("image", "spacing_mm", "label"))
+        total = torch.zeros((), device=self.device)
+        for i, (image, spacing, label) in enumerate(zip(images, spacings, labels, strict=True), 1):
+            share = len(image) / len(self._image)
+            loss = share * self.loss(self.spaced(image, spacing), label)
+            total = total + loss.detach()
+            if i < len(images):
+                with torch.autocast(self.device.type, enabled=False):
+                    self.trainer.strategy.backward(loss, None)
+        self._loss = total
+        self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=False)
+        return {"loss": loss, "whole": total}
 
-    def _stop(self, what: str, where: str) -> None:
-        raise UserError(
-            f"training stopped at epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; "
-            f"first non-finite: {where}. Lower trainer.lr (now {self.config.lr:g}) or use trainer.precision=32-true; "
-            "last.ckpt holds the last good epoch"
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: gradients are dropped before the step, as the parts of a batch add to them inside it."""
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One step; where memory runs out and `auto_halve` is set, again in smaller parts. Then the moving average."""
+
+        def closure() -> Any:
+            while True:
+                optimizer.zero_grad(set_to_none=True)
+                try:
+                    return cast(Callable[[], Any], optimizer_closure)()
+                except torch.OutOfMemoryError:
+                    if not self.config.auto_halve or self.parts >= len(self._image):
+                        raise
+                self._halve()
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def _halve(self) -> None:
+        self.parts = min(2 * self.parts, len(self._image))
+        torch.cuda.empty_cache()
+        seed_step(self.config.seed, self.global_step, self.global_rank)
+        warnings.warn(
+            f"step {self.global_step + 1}: out of memory; from here on a batch of {len(self._image)} patches runs in "
+            f"{self.parts} parts whose gradients are added up"
+            + (", and the Dice loss is taken over each part" if self.config.batch_dice else ""),
+            stacklevel=2,
         )
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by norm, and refuses to step on gradients that are not finite."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
-        if not bool(torch.isfinite(norm)):
-            name = first_nonfinite_parameter(self.network, gradients=True)
-            self._stop(
-                f"gradient norm is {norm.item()}", f"gradient of {name}" if name else "the norm of all gradients"
-            )
+        """Clips by norm; a step whose loss or gradients are not finite is skipped.
+
+        Gradients are the mean over all processes here, so that those of one with a bad loss spoil everyone's.
+        """
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
+        # With several processes the loss is each one's own, and all of them must decide alike.
+        if bool(torch.isfinite(norm if self.trainer.world_size > 1 else norm + self._loss)):
+            self.streak = 0
+            if self.config.gradient_clip:
+                nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
+            return
+        self._skip(norm)
+        optimizer.zero_grad(set_to_none=True)  # so that the optimiser changes neither weights nor momentum
+
+    def _skip(self, norm: Tensor) -> None:
+        """Counts and names a bad step; ends the run after too many of them.
+
+        Raises:
+            UserError: `max_nonfinite_steps` came one after another.
+        """
+        bad_loss = not bool(torch.isfinite(self._loss))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if not bad_loss and scaler is not None and scaler.get_scale() > 1:
+            return  # float16 overflowed under the loss scale alone, which now shrinks: a step of the scaler's search
+        self.skipped, self.streak = self.skipped + 1, self.streak + 1
+        if bad_loss:
+            what, where = f"loss is {float(self._loss)}", first_nonfinite_module(self.network, self._image)
+        else:
+            name = last_nonfinite_gradient(self.network)
+            what, where = f"gradient norm is {float(norm)}", f"gradient of {name}" if name else "the sum of all squares"
+        place = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; first non-finite: {where}"
+        if self.streak < self.config.max_nonfinite_steps:
+            warnings.warn(f"step skipped at {place}", stacklevel=2)
+            return
+        raise UserError(
+            f"training stopped at {place}, step {self.streak} of that kind in a row. Lower trainer.lr (now "
+            f"{self.config.lr:g}) or use trainer.precision=32-true; last.ckpt holds the last good state"
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the cases of the last validation."""
@@ -121,7 +195,7 @@ class SegmentationModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Dice per class of one whole volume, by sliding windows; NaN where nobody marks the class."""
-        self.spaced.set_spacing(batch["spacing_mm"][0, : len(self.patch_size)].tolist())
+        self.spaced_result.set_spacing(batch["spacing_mm"][0, : len(self.patch_size)].tolist())
         logits = sliding_logits(self._finest, batch["image"], self.patch_size)
         prediction, label = logits.argmax(1), batch["label"][:, 0]
         dice = []
@@ -132,26 +206,21 @@ class SegmentationModule(LightningModule):
         self._cases.append(dice)
 
     def _finest(self, image: Tensor) -> Tensor:
-        output = self.network(image)
+        output = self.result(image)
         return cast(Tensor, output[0] if isinstance(output, list | tuple) else output).float()
 
     def on_validation_epoch_end(self) -> None:
-        """Means per class over the cases that count."""
-        scores = torch.tensor(self._cases, dtype=torch.float64).nanmean(0).tolist()
+        """Means per class over the cases that count, those of all processes."""
+        scores = torch.tensor(gather_cases(self._cases), dtype=torch.float64).nanmean(0).tolist()
         self.validation = dict(zip(self.classes, scores, strict=True))
-        counted = [s for s in scores if not math.isnan(s)]
-        self.log("val_dice", sum(counted) / len(counted) if counted else math.nan, prog_bar=True)
+        self.log("val_dice", self.mean_dice, prog_bar=True, rank_zero_only=True)
+
+    @property
+    def mean_dice(self) -> float:
+        """Of the latest validation, over the classes that some case has; NaN without any."""
+        counted = [value for value in self.validation.values() if not math.isnan(value)]
+        return sum(counted) / len(counted) if counted else math.nan
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW with the polynomial schedule, stepped per batch."""
-        c = self.config
-        groups = parameter_groups(self.network, c.weight_decay)
-        optimizer: Optimizer = (
-            SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0)
-            if c.optimizer == "sgd"
-            else AdamW(groups, lr=c.lr)
-        )
-        steps = c.max_epochs * c.steps_per_epoch
-        # A function of the step alone: a resumed run takes its length from the settings, not from the checkpoint.
-        schedule = LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** POLY_POWER)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """SGD or AdamW with the polynomial schedule."""
+        return make_optimizer(self.network, self.config)

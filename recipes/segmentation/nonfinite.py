@@ -1,4 +1,4 @@
-"""Finds where numbers stop being finite, so that a diverging run stops with the name of the first bad module."""
+"""Finds where numbers stop being finite, so that a fault in training carries the name of the first bad module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["first_nonfinite_module", "first_nonfinite_parameter"]
+__all__ = ["first_nonfinite_module", "first_nonfinite_parameter", "last_nonfinite_gradient"]
 
 
 def first_nonfinite_parameter(network: nn.Module, gradients: bool = False) -> str | None:
@@ -15,6 +15,18 @@ def first_nonfinite_parameter(network: nn.Module, gradients: bool = False) -> st
     for name, parameter in network.named_parameters():
         value = parameter.grad if gradients else parameter
         if value is not None and not bool(torch.isfinite(value).all()):
+            return name
+    return None
+
+
+def last_nonfinite_gradient(network: nn.Module) -> str | None:
+    """Name of the last parameter whose gradient is not finite, None if all are.
+
+    Gradients run from the output back to the input, and spoil everything on their way: the place where it began is the
+    last in the network's order.
+    """
+    for name, parameter in reversed(list(network.named_parameters())):
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return name
     return None
 

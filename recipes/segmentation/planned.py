@@ -55,7 +55,7 @@ def apply_plan(config: TrainConfig) -> TrainConfig:
         n_conv_per_stage=planned.n_conv_per_stage,
         n_conv_per_stage_decoder=planned.n_conv_per_stage_decoder,
     )
-    trainer = _filled(config, "trainer", batch_size=planned.batch_size, batch_dice=planned.batch_dice)
+    trainer = _filled(config, "trainer", batch_size=planned.batch_size, batch_dice=planned.batch_dice, poly_per="epoch")
     if config.data.normalization != "auto":
         raise UserError(
             f"data.normalization: {config.data.normalization!r} contradicts the plan {config.plan}; "

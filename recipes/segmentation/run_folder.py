@@ -13,7 +13,7 @@ from ssmvision.recipes.planning.plan_file import plan_text, read_plan
 from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import read_json
-from ssmvision.recipes.segmentation.history import HISTORY
+from ssmvision.recipes.segmentation.history import HISTORY, TIMES
 from ssmvision.recipes.segmentation.split import SPLIT
 from ssmvision.recipes.segmentation.weights import CARD, WEIGHTS
 from ssmvision.recipes.segmentation.writing import write_bytes
@@ -22,7 +22,7 @@ __all__ = ["CONFIG", "check_config", "prepare_folder"]
 
 CONFIG = "config.json"
 PLAN = "used_plan.json"
-FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, CONFIG, PLAN, SPLIT)
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, TIMES, CONFIG, PLAN, SPLIT)
 # Settings that may differ on resuming, since they change neither the weights' shapes nor the patches.
 FREE = {
     *(
@@ -37,6 +37,8 @@ FREE = {
         "trainer.max_epochs",
     ),
     *("trainer.max_minutes", "trainer.accelerator", "trainer.threads", "trainer.validate_every"),
+    *("trainer.devices", "trainer.checkpoint_steps", "trainer.early_stop_epochs", "trainer.max_nonfinite_steps"),
+    *("trainer.auto_halve", "trainer.tf32"),
 }
 
 
@@ -57,8 +59,20 @@ def check_config(config: TrainConfig) -> None:
         ),
         *(
             (f"trainer.{n}", getattr(t, n), getattr(t, n) >= 1, "1 or more")
-            for n in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every")
+            for n in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every", "max_nonfinite_steps", "devices")
         ),
+        *(
+            (f"trainer.{n}", getattr(t, n), getattr(t, n) is None or getattr(t, n) >= 1, "1 or more, or null")
+            for n in ("checkpoint_steps", "early_stop_epochs")
+        ),
+        (
+            "trainer.devices",
+            t.devices,
+            t.devices < 1 or t.batch_size % t.devices == 0,
+            f"a number that divides trainer.batch_size {t.batch_size}",
+        ),
+        ("trainer.auto_halve", t.auto_halve, not t.auto_halve or t.devices == 1, "false with several devices"),
+        ("trainer.ema_decay", t.ema_decay, 0 <= t.ema_decay < 1, "a number in [0, 1)"),
         ("trainer.lr", t.lr, math.isfinite(t.lr) and t.lr > 0, "a number above 0"),
         ("trainer.weight_decay", t.weight_decay, t.weight_decay >= 0, "0 or more"),
         ("trainer.momentum", t.momentum, 0 <= t.momentum < 1, "a number in [0, 1)"),
@@ -89,7 +103,8 @@ def prepare_folder(config: TrainConfig) -> None:
     for leftover in (path for name in FILES for path in out.glob(f".{name}.*")):
         leftover.unlink()  # a killed run may leave half a file under a temporary name
     if config.resume:
-        if not any((out / name).is_file() for name in (LAST, PREVIOUS)):
+        # A run that was killed before its first checkpoint starts again, which is the same.
+        if not any((out / name).is_file() for name in (LAST, PREVIOUS, CONFIG)):
             raise UserError(f"{out}: no {LAST} to resume from; start without --resume, or correct out")
         _check_same_settings(config, out / CONFIG)
         _check_same_plan(config.plan, out / PLAN)

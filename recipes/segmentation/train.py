@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.preprocessing.decide import decide_preprocessing
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
-from ssmvision.recipes.segmentation.checkpoints import LAST, SafeCheckpointIO
+from ssmvision.recipes.segmentation.best import BestEpoch
+from ssmvision.recipes.segmentation.checkpoints import LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, hold_out, read_dataset
+from ssmvision.recipes.segmentation.faults import loader_faults, memory_advice
+from ssmvision.recipes.segmentation.folds import split
 from ssmvision.recipes.segmentation.history import HISTORY, History
+from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
 from ssmvision.recipes.segmentation.loading import loaders
 from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.segmentation.planned import apply_plan
+from ssmvision.recipes.segmentation.preprocessing import Preprocessing
+from ssmvision.recipes.segmentation.ranks import rank, run_ranks
 from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.segmentation.seeds import StepSeeds
 from ssmvision.recipes.segmentation.split import write_split
-from ssmvision.recipes.segmentation.weights import ModelCard, save_model
+from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
+from ssmvision.recipes.segmentation.weights import WEIGHTS, ModelCard, save_model
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 
-__all__ = ["RunResult", "run"]
-
-
-# Warnings that tell the user nothing: few loader workers are the caller's choice, the folder is ours, the third is
-# Lightning's own affair, and a time budget may be lifted on resuming.
-EXPECTED = (
-    "does not have many workers",
-    "Checkpoint directory",
-    "isinstance.treespec, LeafSpec",
-    r"callbacks: \['Timer'\]",
-)
+__all__ = ["Job", "RunResult", "run", "train"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class RunResult:
         history: metrics.csv, one line per epoch.
         epochs, steps: done in all, earlier parts of a resumed run included.
         seconds: of this call.
-        validation_dice: per class at the end; empty without validation cases.
+        validation_dice: per class with the saved weights; empty without validation cases.
         parameters: of the network.
     """
 
@@ -75,52 +66,95 @@ class RunResult:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Job:
+    """All that is decided before the first process of a training starts.
+
+    Args:
+        config: with what its plan decides.
+        dataset: split into training and validation cases.
+        preprocessing: of every case.
+        spacing: voxel size that the network was planned for, mm.
+        architecture: see `architecture.plan_network`.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    preprocessing: Preprocessing
+    spacing: tuple[float, ...]
+    architecture: dict[str, Any]
+
+
 def run(config: TrainConfig) -> RunResult:
     """Trains, or continues a training, and saves the model.
 
     Raises:
-        UserError: settings or data are unusable, or training diverged; a diverged run keeps its last checkpoint.
+        UserError: settings or data are unusable, memory is too small, or training diverged; the run keeps its last good
+            checkpoint.
+        SystemExit: with status 143 after SIGTERM, once the running step is in the checkpoint.
+        KeyboardInterrupt: likewise after Ctrl-C.
     """
-    started = time.monotonic()
     config = apply_plan(config)
     check_config(config)
     check_folder(config.out)
-    check_accelerator(config.trainer.accelerator)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    dataset = hold_out(
-        read_dataset(config.data.root),
-        config.data.validation_cases,
-        config.data.validation_fraction,
-        config.trainer.seed,
-    )
+    check_accelerator(config.trainer.accelerator, config.trainer.devices)
+    dataset = _split(config)
     preprocessing, spacing = decide_preprocessing(config, dataset)
     architecture = plan_network(config.model, config.patch_size, spacing, len(dataset.channels), len(dataset.labels))
-    seed_everything(config.trainer.seed, workers=True, verbose=False)
-    network = build_network(architecture)
-    module = SegmentationModule(network, config.trainer, dataset.labels, config.patch_size, architecture)
+    build_network(architecture)  # on failure, before anything is written
     prepare_folder(config)
     write_split(config.out, dataset)
-    console = Console(stderr=True)
-    announce(console, config, dataset, module, architecture)
+    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
+    job = Job(config, dataset, preprocessing, tuple(spacing), architecture)
+    if config.trainer.devices == 1:
+        return train(job)
+    return run_ranks(train, job, config.trainer.devices)
+
+
+def _split(config: TrainConfig) -> Dataset:
+    dataset, data = read_dataset(config.data.root), config.data
+    if data.fold is None:
+        dataset = hold_out(dataset, data.validation_cases, data.validation_fraction, config.trainer.seed)
+    else:
+        dataset = split(dataset, data.fold, data.folds)
+    needed = {"early_stop_epochs": config.trainer.early_stop_epochs is not None, "save": config.trainer.save == "best"}
+    for name in (name for name, set_ in needed.items() if set_ and not dataset.validation):
+        value = getattr(config.trainer, name)
+        raise UserError(f"trainer.{name}: {value} needs validation cases; set data.validation_fraction above 0")
+    return dataset
+
+
+def train(job: Job) -> RunResult:
+    """One process of a training; with several, each runs this, and the first one writes."""
+    started = time.monotonic()
+    config, dataset, t = job.config, job.dataset, job.config.trainer
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
+    seed_everything(t.seed, workers=True, verbose=False)
+    network = build_network(job.architecture)
+    module = SegmentationModule(network, t, dataset.labels, config.patch_size, job.architecture)
+    console = Console(stderr=True, quiet=rank() > 0)
+    announce(console, job, module)
     history = History(config.out, list(module.classes), None if console.is_terminal else console)
-    with quiet_lightning():
-        trainer = make_trainer(config.out, config.trainer, [history], console.is_terminal, bool(dataset.validation))
-        training, validation = loaders(config, dataset, preprocessing, spacing, lambda: len(history.rows))
-        fit(trainer, module, training, validation, config)
-    card = ModelCard(
-        architecture,
-        dataset.channels,
-        dataset.labels,
-        tuple(config.patch_size),
-        preprocessing,
-        describe(config, dataset, module, trainer),
-    )
-    weights = save_model(config.out, module.network, card)
-    console.print(f"saved {weights}", markup=False, highlight=False, soft_wrap=True)
+    best = BestEpoch(t.early_stop_epochs, t.save == "best")
+    checkpoints = Checkpoints(config.out, t.checkpoint_steps)
+    with quiet_lightning(), tf32(t.tf32):
+        callbacks = [StepSeeds(t.seed), history, best]
+        terminal = console.is_terminal and rank() == 0
+        trainer = make_trainer(t, checkpoints, callbacks, terminal, bool(dataset.validation), t.devices)
+        batches, validation = loaders(
+            config, dataset, job.preprocessing, job.spacing, lambda: history.steps, rank(), t.devices
+        )
+        fit(trainer, module, batches, validation, config)
+    if best.weights is not None:
+        module.result.load_state_dict(best.weights)
+        module.validation = dict(best.validation)
+    if trainer.is_global_zero:
+        save_model(config.out, module.result, _card(job, module, trainer, best))
+        console.print(f"saved {config.out / WEIGHTS}", markup=False, highlight=False, soft_wrap=True)
     return RunResult(
         out=config.out,
-        weights=weights,
+        weights=config.out / WEIGHTS,
         history=config.out / HISTORY,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
@@ -130,160 +164,93 @@ def run(config: TrainConfig) -> RunResult:
     )
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Lets CUDA round the factors of float32 convolutions and matrix products, or not."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def count_parameters(module: SegmentationModule) -> int:
     """Trainable numbers of the network."""
     return sum(p.numel() for p in module.network.parameters() if p.requires_grad)
 
 
-def announce(
-    console: Console, config: TrainConfig, dataset: Dataset, module: SegmentationModule, architecture: dict[str, Any]
-) -> None:
+def announce(console: Console, job: Job, module: SegmentationModule) -> None:
     """Prints what is about to run."""
-    arguments, t = architecture["arguments"], config.trainer
+    config, dataset = job.config, job.dataset
+    arguments, t = job.architecture["arguments"], config.trainer
     lines = (
         f"data      {dataset.path}: {len(dataset.training)} training and {len(dataset.validation)} validation case(s), "
         f"channels {', '.join(dataset.channels)}, classes {', '.join(module.classes)}",
-        f"network   {architecture['name']} {arguments['spatial_dims']}D, mixer {arguments.get('mixer', 'none')}, "
+        f"network   {job.architecture['name']} {arguments['spatial_dims']}D, mixer {arguments.get('mixer', 'none')}, "
         f"features {arguments['features_per_stage']}, {count_parameters(module):,} parameters",
         f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} patches of "
-        f"{'x'.join(str(n) for n in config.patch_size)}, {t.optimizer} lr {t.lr:g}, {t.precision}, seed {t.seed}",
+        f"{'x'.join(str(n) for n in config.patch_size)}, {t.optimizer} lr {t.lr:g}, {t.precision}, seed {t.seed}"
+        + (f", {t.devices} devices" if t.devices > 1 else ""),
         f"run       {config.out}",
     )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's notices (hardware list, product tips) out of the run's own output; warnings stay."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in EXPECTED:
-                warnings.filterwarnings("ignore", message=f".*{message}.*")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def check_accelerator(name: str) -> None:
-    """Lets Lightning look for the device before any data are read.
-
-    Raises:
-        UserError: it knows no such accelerator, or this machine has none.
-    """
-    try:
-        with quiet_lightning():
-            Trainer(accelerator=name, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    except (MisconfigurationException, ImportError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"trainer.accelerator: {name!r} cannot be used ({reason}); give cpu or auto") from error
-
-
-class TrainerSettings(Protocol):
-    """What `make_trainer` reads of a recipe's settings."""
-
-    @property
-    def accelerator(self) -> Any:
-        """Cpu, gpu or auto."""
-
-    @property
-    def precision(self) -> Any:
-        """Lightning's name."""
-
-    @property
-    def max_epochs(self) -> int:
-        """At most."""
-
-    @property
-    def max_minutes(self) -> float | None:
-        """Time budget, or none."""
-
-    @property
-    def validate_every(self) -> int:
-        """Epochs."""
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether to warn of operations that are not."""
-
-
-def make_trainer(
-    out: Path, settings: TrainerSettings, callbacks: Sequence[Callback], terminal: bool, validate: bool
-) -> Trainer:
-    """Lightning's trainer with our checkpoints, time budget and, on a terminal, a progress bar."""
-    t = settings
-    checkpoint = ModelCheckpoint(out, Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
-    every: list[Callback] = [*callbacks, checkpoint]
-    if t.max_minutes is not None:
-        every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
-    if terminal:
-        every.append(RichProgressBar())
-    return Trainer(
-        default_root_dir=out,
-        accelerator=t.accelerator,
-        devices=1,
-        precision=t.precision,
-        max_epochs=t.max_epochs,
-        deterministic="warn" if t.deterministic else False,
-        check_val_every_n_epoch=min(t.validate_every, t.max_epochs),
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=False,
-        callbacks=every,
-        plugins=[SafeCheckpointIO()],
-        use_distributed_sampler=False,
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
-    )
-
-
-@contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Turns Lightning's exit on Ctrl-C back into KeyboardInterrupt, and its ignoring of further ones off again.
-
-    Raises:
-        KeyboardInterrupt: Lightning stopped on Ctrl-C.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
 def fit(
     trainer: Trainer,
     module: SegmentationModule,
-    train: DataLoader[Any],
+    batches: DataLoader[Any],
     validation: DataLoader[Any] | None,
     config: TrainConfig,
 ) -> None:
-    """Runs the epochs, and a validation if the last epoch had none."""
-    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
-    checkpoint = str(config.out / LAST) if config.resume else None
-    with interruptible(trainer):
-        trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
+    """Runs the epochs, and a validation if the last epoch had none.
+
+    Raises:
+        UserError: a worker of the loader failed, or the device's memory is too small.
+    """
+    saved = any((config.out / name).is_file() for name in (LAST, PREVIOUS))
+    checkpoint = str(config.out / LAST) if config.resume and saved else None
+    full = ""
+    with interruptible(trainer), loader_faults(batches.num_workers):
+        try:
+            trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            full = str(error).partition("\n")[0]
+    if full:  # out of the handler, whose traceback would keep the tensors
+        advice = memory_advice(module, trainer, module.batch_shape)
+        raise UserError(f"out of memory in training ({full}); {advice}")
     every = min(config.trainer.validate_every, config.trainer.max_epochs)
     if validation is not None and (trainer.current_epoch % every or not module.validation):
         trainer.validate(module, validation, verbose=False)
 
 
-def describe(config: TrainConfig, dataset: Dataset, module: SegmentationModule, trainer: Trainer) -> dict[str, Any]:
+def _card(job: Job, module: SegmentationModule, trainer: Trainer, best: BestEpoch) -> ModelCard:
+    dataset = job.dataset
+    return ModelCard(
+        job.architecture,
+        dataset.channels,
+        dataset.labels,
+        tuple(job.config.patch_size),
+        job.preprocessing,
+        describe(job, module, trainer, best),
+    )
+
+
+def describe(job: Job, module: SegmentationModule, trainer: Trainer, best: BestEpoch) -> dict[str, Any]:
     """The training entry of the model card; no paths, which may name people or places."""
+    config, dataset = job.config, job.dataset
     dice = {k: None if math.isnan(v) else round(v, 6) for k, v in module.validation.items()}
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "skipped_steps": module.skipped,
+        "saved_epoch": best.epoch if best.weights is not None else trainer.current_epoch,
+        "saved_weights": "moving average" if module.average is not None else "as trained",
         "training_cases": len(dataset.training),
         "validation_cases": len(dataset.validation),
         "validation_dice": dice,

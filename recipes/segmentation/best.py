@@ -1,0 +1,66 @@
+"""The best epoch by validation Dice: its weights where they are to be saved, and the end where it stays the best."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ssmvision.recipes.segmentation.module import SegmentationModule
+
+__all__ = ["BestEpoch"]
+
+
+class BestEpoch(Callback):
+    """Follows the mean Dice of the validations; all of it is part of the checkpoint.
+
+    Args:
+        patience: epochs without a better validation after which training ends; None: it goes on.
+        keep: keep the weights of the best epoch (on the CPU, and in the checkpoint).
+
+    Attributes:
+        epoch: the best one, from 1; 0 before the first validation with a score.
+        score: its mean Dice.
+        validation: its Dice per class.
+        weights: of `SegmentationModule.result` after it; None without `keep`.
+    """
+
+    def __init__(self, patience: int | None = None, keep: bool = False) -> None:
+        self.patience, self.keep = patience, keep
+        self.epoch, self.score = 0, -math.inf
+        self.validation: dict[str, float] = {}
+        self.weights: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {name: getattr(self, name) for name in ("epoch", "score", "validation", "weights")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up again."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a resumed run that had ended by itself."""
+        self._end_if_due(trainer, trainer.current_epoch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares."""
+        assert isinstance(pl_module, SegmentationModule)
+        score = pl_module.mean_dice
+        if score > self.score:
+            # Within fit the epoch that was just trained is not counted as finished yet.
+            self.epoch, self.score = trainer.current_epoch + (trainer.state.fn == "fit"), score
+            self.validation = dict(pl_module.validation)
+            if self.keep:
+                self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.result.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the training when patience is."""
+        self._end_if_due(trainer, trainer.current_epoch + 1)
+
+    def _end_if_due(self, trainer: Trainer, finished: int) -> None:
+        if self.patience is not None and self.epoch and finished - self.epoch >= self.patience:
+            trainer.should_stop = True
