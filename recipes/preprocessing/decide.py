@@ -40,5 +40,5 @@ def decide_preprocessing(config: TrainConfig, dataset: Dataset) -> tuple[Preproc
     pictures = flat and all(read_grid(case.images[0]).shape[2] == 1 for case in dataset.training)
     orientation = None if pictures else config.data.orientation
     edges = (*target, -1.0) if flat else tuple(target)
-    how = Preprocessing(orientation, edges, (), "linear" if wanted == "auto" else wanted)
+    how = Preprocessing(orientation, edges, (), "nnunet" if wanted == "auto" else wanted)
     return planned_preprocessing(config, dataset, how), tuple(target)

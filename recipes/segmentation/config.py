@@ -61,7 +61,7 @@ class DataConfig:
     resampling: Literal["auto", "linear", "nnunet"] = "auto"
     cache_dir: Path | None = None
     cache: bool = True
-    num_workers: int | None = 0
+    num_workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ class AugmentConfig:
     """Random changes of the training patches; every probability is per patch.
 
     Args:
+        preset: "nnunet" is nnU-Net v2's augmentation and choice of patches, as they are: turns, zooms, noise, blur,
+            brightness, contrast, low resolution, gamma, mirroring; the last third of every batch is centred on labelled
+            voxels. "light" is what the settings below say. "auto" takes nnU-Net's with a plan. Of the settings below
+            only `flip_axes` is for both.
         flip_axes: axes mirrored with probability one half; leave the left-right axis (0) out when labels tell left
             from right. Null: all axes.
         rotate_degrees: largest turn in the plane of the two finest axes; 0: none (the default, as it interpolates).
@@ -114,6 +118,7 @@ class AugmentConfig:
         foreground_fraction: share of patches centred on a labelled voxel.
     """
 
+    preset: Literal["auto", "nnunet", "light"] = "auto"
     flip_axes: tuple[int, ...] | None = None
     rotate_degrees: float = 0.0
     noise_std: float = 0.1
@@ -227,8 +232,15 @@ class PredictConfig:
     Args:
         model: run folder of a training, or its model.safetensors (model.json beside it).
         input: one NIfTI file, or a folder of them (nnU-Net names CASE_0000.nii.gz, CASE_0001.nii.gz for more than one
-            channel; with one channel any *.nii / *.nii.gz).
-        output: file for one input file, else a folder; receives CASE.nii.gz on the input's exact grid.
+            channel; with one channel any *.nii / *.nii.gz); or a folder of a DICOM series, or of several such folders.
+        output: file for one input file, else a folder; receives CASE.nii.gz on the input's exact grid, for DICOM
+            case_001.dcm and so on in the order of the folders, since their names may be those of patients.
+        output_format: for DICOM: "dicom" writes segmentations (DICOM-SEG) that refer to the series and repeat the
+            patient and study that they are filed under, "nifti" NIfTI files without either; "auto" goes by the output's
+            ending and else writes DICOM-SEG.
+        series: SeriesNumber or SeriesInstanceUID of the one to take where a DICOM folder holds several.
+        mapping: also write a CSV of the outputs and their DICOM folders there. It may name patients; its file is
+            readable by its owner only.
         overwrite: replace existing outputs; the input itself is never written.
         overlap: of neighbouring windows, as a share of the patch, in [0, 1).
         tta: "mirror" averages the predictions of every window mirrored along all axes (4 or 8 times the work).
@@ -247,6 +259,9 @@ class PredictConfig:
     model: Path
     input: Path
     output: Path
+    output_format: Literal["auto", "nifti", "dicom"] = "auto"
+    series: str | None = None
+    mapping: Path | None = None
     overwrite: bool = False
     overlap: float = 0.5
     tta: Literal["none", "mirror"] = "none"
