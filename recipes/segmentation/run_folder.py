@@ -33,6 +33,7 @@ FREE = {
         "configuration",
         "data.root",
         "data.cache",
+        "data.cache_dir",
         "data.num_workers",
         "trainer.max_epochs",
     ),
