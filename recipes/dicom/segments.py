@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ssmvision.recipes.dicom.files import quietly
 from ssmvision.recipes.dicom.planes import Plane, planes_of
 from ssmvision.recipes.segmentation.volumes import Grid
 
-__all__ = ["frame_slices", "segment_mask", "segments_of"]
+__all__ = ["frame_slices", "read_frames", "segment_mask", "segment_numbers", "segments_of"]
 
 
 def segments_of(header: Any) -> dict[int, str]:
@@ -73,15 +74,20 @@ def segment_mask(path: Path, header: Any, number: int, grid: Grid) -> NDArray[np
     if kind not in ("BINARY", "LABELMAP"):
         raise UserError(f"{path}: is {kind or 'of no SegmentationType'}, not labels; export it as BINARY or LABELMAP")
     slices = frame_slices(path, header, grid)
-    owners = None if kind == "LABELMAP" else _segment_numbers(path, header)
+    owners = None if kind == "LABELMAP" else segment_numbers(path, header)
     frames = [k for k in range(len(slices)) if owners is None or owners[k] == number]
     mask = np.zeros(grid.shape, bool)
-    for k, pixels in zip(frames, _frames(path, frames), strict=True):
+    for k, pixels in zip(frames, read_frames(path, frames), strict=True):
         mask[:, :, slices[k]] |= (number == pixels.T) if owners is None else pixels.T.astype(bool)
     return mask
 
 
-def _segment_numbers(path: Path, header: Any) -> list[int]:
+def segment_numbers(path: Path, header: Any) -> list[int]:
+    """Number of the segment that each frame is of.
+
+    Raises:
+        UserError: a frame does not say.
+    """
     try:
         groups = [
             next(g for g in (frame, header.get("SharedFunctionalGroupsSequence", [None])[0]) if _named(g))
@@ -96,15 +102,20 @@ def _named(group: Any) -> bool:
     return group is not None and "SegmentIdentificationSequence" in group
 
 
-def _frames(path: Path, indices: list[int]) -> Any:
-    """(rows, columns) of each wanted frame; one at a time, since all of them may be larger than the volume."""
+def read_frames(path: Path, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """(rows, columns) of each wanted frame; one at a time, since all of them may be larger than the volume.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     from pydicom.pixels import iter_pixels
 
-    if not indices:
-        return
-    try:
-        with quietly():
-            yield from iter_pixels(path, indices=indices)
-    except Exception as error:  # decoders raise whatever broken pixels cause
-        text = " ".join(str(error).split())
-        raise UserError(f"{path}: its pixels cannot be decoded ({text}); fetch or export it again") from None
+    frames = iter_pixels(path, indices=list(indices)) if indices else iter(())
+    for _ in indices:
+        try:
+            with quietly():
+                pixels = next(frames)
+        except Exception as error:  # decoders raise whatever broken pixels cause
+            text = " ".join(str(error).split())
+            raise UserError(f"{path}: its pixels cannot be decoded ({text}); fetch or export it again") from None
+        yield pixels

@@ -1,10 +1,9 @@
-"""Predicts label maps for NIfTI files; one bad case does not stop the others."""
+"""Predicts label maps for NIfTI files and DICOM series; one bad case does not stop the others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,38 +17,16 @@ from ssmvision.recipes.segmentation.config import PredictConfig
 from ssmvision.recipes.segmentation.datalist import strip_ending
 from ssmvision.recipes.segmentation.infer import Predictor, load_model
 from ssmvision.recipes.segmentation.inputs import NIFTI, check_channel_files, check_channel_names, image_files
+from ssmvision.recipes.segmentation.job import Job
 from ssmvision.recipes.segmentation.maps import Maps, allocate, is_mapped, label_dtype
 from ssmvision.recipes.segmentation.memory_plan import free_bytes
 from ssmvision.recipes.segmentation.nifti import flags_to
-from ssmvision.recipes.segmentation.volumes import Grid, read_grid, read_image
-from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_label_map, write_map
+from ssmvision.recipes.segmentation.volumes import Grid
+from ssmvision.recipes.segmentation.writing import check_free, write_atomic, write_map
 
 __all__ = ["Job", "Tell", "open_predictor", "predict_case", "predict_jobs", "run"]
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """The image files of one case and where its label map goes."""
-
-    images: tuple[Path, ...]
-    output: Path
-
-    @property
-    def probabilities(self) -> Path:
-        """Where the class probabilities go, if asked for."""
-        return self.output.with_name(f"{strip_ending(self.output)}_probabilities.npz")
-
-    @property
-    def uncertainty(self) -> Path:
-        """Where the entropy of the probabilities goes, if asked for."""
-        return self.output.with_name(f"{strip_ending(self.output)}_uncertainty.nii.gz")
-
-    def outputs(self, config: PredictConfig) -> list[Path]:
-        """All files that the settings ask for."""
-        paths = [(True, self.output), (config.probabilities, self.probabilities)]
-        return [path for wanted, path in (*paths, (config.uncertainty, self.uncertainty)) if wanted]
 
 
 def run(config: PredictConfig) -> list[Path]:
@@ -64,8 +41,7 @@ def run(config: PredictConfig) -> list[Path]:
         torch.set_num_threads(config.threads)
     predictor = open_predictor(config)
     rule = find_rule(config.postprocessing, (config.model, *config.ensemble), predictor.labels)
-    check_channel_names(config.input, predictor.channels)
-    jobs = plan_jobs(config.input, config.output, predictor.channels)
+    jobs = _jobs(config, predictor)
     for job in jobs:
         for path in job.outputs(config):
             check_free(path, config.overwrite, job.images)
@@ -82,6 +58,23 @@ def run(config: PredictConfig) -> list[Path]:
         told = "; ".join(map(str, failed.values()))
         raise UserError(f"predict: {len(failed)} of {len(jobs)} case(s) failed; mend or remove them: {told}")
     return [job.output for job in jobs]
+
+
+def _jobs(config: PredictConfig, predictor: Predictor) -> list[Job]:
+    """The cases of the input, in the format that it has."""
+    # pydicom and what goes with it load only where there is DICOM.
+    from ssmvision.recipes.dicom.prediction import dicom_jobs, holds_dicom, write_mapping
+
+    if holds_dicom(config.input):
+        jobs = dicom_jobs(config, predictor.card)
+        if config.mapping is not None:
+            write_mapping(config.mapping, jobs, config.overwrite)
+        return jobs
+    only_dicom = {"output_format": config.output_format == "dicom", "series": config.series, "mapping": config.mapping}
+    if given := [name for name, value in only_dicom.items() if value]:
+        raise UserError(f"{config.input}: holds no DICOM, which {', '.join(given)} is for; leave it out")
+    check_channel_names(config.input, predictor.channels)
+    return plan_jobs(config.input, config.output, predictor.channels)
 
 
 def predict_jobs(
@@ -157,11 +150,11 @@ def predict_case(
         UserError: a file is unusable, or the memory does not suffice.
     """
     with flags_to(lambda text: tell(f"warning: {text}")):
-        grid = read_grid(job.images[0])
+        grid = job.grid()
         start = choose_placement(predictor, grid, config, tell)
         wanted = wanted_maps(predictor, grid, config)
         maps = Maps(**{name: allocate(shape, dtype, job.output.parent) for name, shape, dtype in wanted})
-        volume = read_image(job.images, predictor.channels, unusable="mask")
+        volume = job.volume(predictor.channels)
     held, masked = [volume.data], volume.masked
     del volume
     if masked is None or not masked.all():
@@ -177,7 +170,7 @@ def predict_case(
     assert maps.labels is not None  # they are always wanted
     if rule is not None and (removed := rule.apply(maps.labels)):
         tell(f"post-processing removed {removed} voxel(s)")
-    write_label_map(job.output, maps.labels, grid, config.overwrite)
+    job.write(maps.labels, grid, config.overwrite)
 
 
 def choose_placement(predictor: Predictor, grid: Grid, config: PredictConfig, tell: Tell) -> int:

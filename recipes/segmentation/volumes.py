@@ -156,11 +156,20 @@ def read_image(
             _check_finite(file.path, part)
             _check_varied(file.path, part)
         return Volume(np.ascontiguousarray(np.concatenate(parts), dtype=np.float32), grid)
+    owners = [file.path for part, file in zip(parts, grids, strict=True) for _ in part]
+    return _masked_volume(parts, grid, owners)
+
+
+def usable_volume(data: NDArray[Any], grid: Grid) -> Volume:
+    """Voxels (C, X, Y, Z) of any format on a grid, with what is unusable among them masked, see `read_image`."""
+    return _masked_volume([data], grid, [grid.path] * len(data))
+
+
+def _masked_volume(parts: Sequence[NDArray[Any]], grid: Grid, owners: Sequence[Path]) -> Volume:
     # float32 first: what overflows there is no measurement either.
     with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
-    owners = [file.path for part, file in zip(parts, grids, strict=True) for _ in part]
-    return Volume(data, grid, _mask_unusable(owners, data))
+        voxels = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+    return Volume(voxels, grid, _mask_unusable(owners, voxels))
 
 
 def _mask_unusable(paths: Sequence[Path], data: NDArray[np.float32]) -> NDArray[np.bool_] | None:

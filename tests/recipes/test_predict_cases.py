@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation import job as job_module
 from ssmvision.recipes.segmentation import maps as maps_module
 from ssmvision.recipes.segmentation import predict, prediction_memory
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
@@ -259,7 +260,7 @@ def test_the_plan_is_told_before_a_voxel_is_read(tmp_path: Path, monkeypatch: py
     def refuse(*arguments: object, **settings: object) -> None:
         raise UserError("reading begins")
 
-    monkeypatch.setattr(predict, "read_image", refuse)
+    monkeypatch.setattr(job_module, "read_image", refuse)
     with pytest.raises(UserError, match="reading begins"):
         predict.predict_case(predictor, predict.Job((path,), config.output), config, told.append)
     assert "windows, 2 window(s) at a time on cpu, sums on cpu; temporary files 0 MB" in told[0]
