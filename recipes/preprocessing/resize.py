@@ -41,8 +41,8 @@ def separate_axis(source_mm: Sequence[float], target_mm: Sequence[float]) -> int
 
 def nearest_places(size: int, target: int) -> NDArray[np.intp]:
     """For each of `target` voxels along an axis, the one among `size` whose centre is nearest; of two, the later."""
-    places = np.floor(size / target * (np.arange(target) + 0.5)).astype(np.intp)
-    return np.minimum(places, size - 1)
+    places: NDArray[np.intp] = np.floor(size / target * (np.arange(target) + 0.5)).astype(np.intp)
+    return places.clip(max=size - 1)
 
 
 def resize_image(image: NDArray[np.float32], shape: Sequence[int], separate: int | None) -> NDArray[np.float32]:

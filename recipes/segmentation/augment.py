@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,10 +68,10 @@ def transform_patch(patch: Patch, how: Spatial, size: Triple) -> Patch:
     """
     offsets = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
     matrix, shape = how.matrix.float(), patch.label.shape
-    places = []
+    places: list[Tensor] = []
     for row, n, m in zip(matrix, shape, size, strict=True):
         centre = (n - m) // 2 + (m - 1) / 2
-        place = centre + sum((float(weight) * offset for weight, offset in zip(row, offsets, strict=True)), 0.0)
+        place = (row[:, None, None, None] * torch.stack(offsets)).sum(0) + centre
         places.append((2 * place + 1) / n - 1)
     grid = torch.stack(places[::-1], -1)[None]
 
@@ -207,5 +207,5 @@ def _gamma(channel: Tensor, generator: Generator, invert: bool) -> Tensor:
     return _plain(AdjustContrast(gamma, invert_image=invert, retain_stats=True)(channel))
 
 
-def _plain(values: Tensor) -> Tensor:
+def _plain(values: Any) -> Tensor:
     return cast(Tensor, getattr(values, "as_tensor", lambda: values)())

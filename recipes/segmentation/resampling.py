@@ -123,7 +123,10 @@ class Regrid:
         if self.orientation is not None:
             back = np.moveaxis(stored, (-3, -2, -1), (0, 1, 2))
             turned = np.moveaxis(_apply(back, self.orientation), (0, 1, 2), (-3, -2, -1))
-        return turned if self.box is None else turned[(..., *self.box)]
+        if self.box is None:
+            return turned
+        x, y, z = self.box
+        return turned[..., x, y, z]
 
     def forward(self, image: Tensor) -> MetaTensor:
         """Image (C, X, Y, Z) float32 in stored order as it is to be scaled; `finish` comes after that.

@@ -11,6 +11,7 @@ _EVALUATION = "ssmvision.recipes.evaluation"
 _CHECKING = "ssmvision.recipes.checking"
 _DICOM = "ssmvision.recipes.dicom"
 _PLANNING = "ssmvision.recipes.planning"
+_PREPROCESSING = "ssmvision.recipes.preprocessing"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
 _BUNDLE = "ssmvision.recipes.bundle"
@@ -72,6 +73,14 @@ COMMANDS = (
         extra="recipes",
     ),
     Command(
+        "preprocess",
+        "prepare the cases of a dataset once as a plan has them, for trainings to read patches from disk",
+        f"{_PREPROCESSING}.config:PreprocessConfig",
+        f"{_PREPROCESSING}.command:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
         "train",
         "train a segmentation network on your own volumes",
         f"{_SEGMENTATION}.config:TrainConfig",
@@ -91,6 +100,21 @@ COMMANDS = (
         "score label volumes against reference labels",
         f"{_SEGMENTATION}.config:EvaluateConfig",
         f"{_SEGMENTATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "study",
+        "compare networks on every fold of a dataset with several seeds at equal budget, with tables and figures",
+        f"{_STUDY}.config:StudyConfig",
+        f"{_STUDY}.command:run",
+        extra="recipes",
+    ),
+    Command(
+        "align",
+        "bring a label map or image onto another volume's grid, and renumber its labels",
+        f"{_SEGMENTATION}.align_config:AlignConfig",
+        f"{_SEGMENTATION}.align:run",
         positional=True,
         extra="recipes",
     ),
@@ -115,21 +139,6 @@ COMMANDS = (
         "decide on held-out predictions whether to keep only the largest components",
         f"{_EVALUATION}.config:PostprocessConfig",
         f"{_EVALUATION}.postprocess:run",
-        positional=True,
-        extra="recipes",
-    ),
-    Command(
-        "study",
-        "compare networks on every fold of a dataset with several seeds at equal budget, with tables and figures",
-        f"{_STUDY}.config:StudyConfig",
-        f"{_STUDY}.command:run",
-        extra="recipes",
-    ),
-    Command(
-        "align",
-        "bring a label map or image onto another volume's grid, and renumber its labels",
-        f"{_SEGMENTATION}.align_config:AlignConfig",
-        f"{_SEGMENTATION}.align:run",
         positional=True,
         extra="recipes",
     ),
