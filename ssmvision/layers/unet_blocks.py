@@ -6,17 +6,49 @@ names are those of the published checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 __all__ = ["ConvNorm", "IdentityResBlock", "ProjectedResBlock", "UpsampleConv", "conv_nd", "residual_stage"]
 
 Size = tuple[int, ...]
 SLOPE = 0.01
 CONVS: dict[int, Callable[..., nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-NORMS: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class _FreshInstanceNorm(_InstanceNorm):
+    """PyTorch's instance norm with weight and bias and without running statistics, whose result is no view.
+
+    PyTorch returns a view of a batch norm's result. What follows in place on a view copies its gradient twice in the
+    backward and holds it twice meanwhile.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same, contiguous."""
+        if math.prod(x.shape[2:]) == 1:  # PyTorch refuses it
+            return super().forward(x)
+        batch, channels, *size = x.shape
+        flat = x.contiguous().view(1, batch * channels, *size)
+        weight, bias = self.weight.repeat(batch), self.bias.repeat(batch)
+        y = torch.batch_norm(flat, weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
+        out: Tensor = torch.ops.aten._unsafe_view(y, x.shape)
+        return out
+
+
+class _InstanceNorm2d(_FreshInstanceNorm, nn.InstanceNorm2d):
+    pass
+
+
+class _InstanceNorm3d(_FreshInstanceNorm, nn.InstanceNorm3d):
+    pass
+
+
+NORMS: dict[int, type[_InstanceNorm2d] | type[_InstanceNorm3d]] = {2: _InstanceNorm2d, 3: _InstanceNorm3d}
 
 
 def conv_nd(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ssmvision.layers import mamba_layer
 from ssmvision.layers.mamba import MambaMixer
 from ssmvision.layers.mamba_layer import MambaLayer
 from ssmvision.layers.mixers import Mixer, mixer_names, register_mixer, resolve_mixer
+from ssmvision.layers.unet_blocks import residual_stage
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +164,27 @@ def test_layer_computes_in_float32_under_autocast(dtype: torch.dtype, channel_to
     assert layer.mamba.seen[0][1] == torch.float32
     assert layer.double()(x.double()).dtype == torch.float64
     assert layer.mamba.seen[1][1] == torch.float64
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_norms_are_pytorchs_without_a_view(dims: int) -> None:
+    torch.manual_seed(0)
+    block: Any = residual_stage(2, 4, (3,) * dims, 2)
+    plain: Any = copy.deepcopy(block)
+    kinds = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+    for module in plain.modules():
+        if isinstance(module, kinds[dims]):
+            module.__class__ = kinds[dims]
+    x = torch.randn(2, 2, *(4, 6, 5)[:dims], requires_grad=True)
+    results = []
+    for net in (block, plain):
+        out = net(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *net.parameters()])))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    norm = block[0].norm1
+    assert not norm(block[0].conv1(x))._is_view()
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        norm(torch.zeros(1, 4, *(1,) * dims))
 
 
 @pytest.mark.parametrize("channel_token", [False, True])
