@@ -8,7 +8,10 @@ __all__ = ["EXTRAS", "missing_extra"]
 
 # extra -> modules that it brings, beyond those of the extras before it; the same lists as in pyproject.toml.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "recipes": ("monai", "lightning", "nibabel", "scipy", "albumentations", "cv2", "jinja2", "matplotlib"),
+    "recipes": (
+        *("monai", "lightning", "nibabel", "scipy", "sklearn", "blosc2", "albumentations", "cv2", "jinja2"),
+        "matplotlib",
+    ),
     "demo": ("nilearn",),
     "dicom": ("pydicom", "highdicom", "skimage", "pylibjpeg", "openjpeg", "gdcm"),
     "bundle": ("fire", "jsonschema"),
