@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,11 +92,19 @@ def require(path: Path, *packages: str) -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keeps warnings back: those of pydicom quote values, which may name a patient."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quietly() -> Iterator[list[warnings.WarningMessage]]:
+    """Keeps back, and yields, what libraries warn of or log: they quote values, which may name a patient."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield told
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def read_header(path: Path, pixels: bool = False) -> Any:
@@ -106,16 +115,28 @@ def read_header(path: Path, pixels: bool = False) -> Any:
         pixels: read them too.
 
     Raises:
-        UserError: not readable, or pydicom is not installed.
+        UserError: not readable, cut short, or pydicom is not installed.
     """
     require(path)
     import pydicom
 
     try:
-        with quietly():
-            return pydicom.dcmread(path, stop_before_pixels=not pixels)
+        with quietly() as told:
+            data = pydicom.dcmread(path, stop_before_pixels=not pixels)
     except Exception as error:  # the parser lets whatever a broken file causes through
         raise UserError(f"{path}: not a readable DICOM file ({error}); fetch or export it again") from None
+    # pydicom goes on with what there is of a sequence, or of compressed pixels, that the file ends in.
+    if any("End of file reached" in str(warning.message) for warning in told):
+        raise UserError(f"{path}: its pixels cannot be decoded (it is cut short); fetch or export it again")
+    if not ("Storage" in _storage(data) or data.get("Modality")):
+        raise UserError(f"{path}: does not say what it holds, it may be cut short; fetch or export it again")
+    return data
+
+
+def _storage(header: Any) -> str:
+    """Name of the kind of file, which a file that broke off tells at its start; a bare UID where it is no known one."""
+    found = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    return str(getattr(found, "name", ""))
 
 
 def kind_of(header: Any) -> str:
@@ -123,10 +144,7 @@ def kind_of(header: Any) -> str:
     modality = str(header.get("Modality", ""))
     if modality in LABEL_KINDS:
         return modality
-    # A file that broke off may have lost its tags; what it was is told at its start.
-    meta = getattr(header, "file_meta", {})
-    storage = meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-    name = str(getattr(storage, "name", ""))
+    name = _storage(header)
     if "Storage" in name:
         return "image" if "Image Storage" in name else "other"
     return "image" if "Rows" in header else "other"

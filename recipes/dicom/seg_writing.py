@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +80,7 @@ def write_segmentation(
         raise ValueError(f"labels are {labels.dtype}{labels.shape}, expected unsigned, of shape {series.grid.shape}")
     check_segment_names(names)
     check_free(path, overwrite, series.files)
-    with quietly(), _muted("highdicom", "pydicom"):
+    with quietly():
         content = _compose(labels, series, names, algorithm)
 
     def write(temporary: Path) -> None:
@@ -90,20 +88,6 @@ def write_segmentation(
         _prove(temporary, path, labels, series, names)
 
     write_atomic(path, write, ".dcm")
-
-
-@contextmanager
-def _muted(*names: str) -> Iterator[None]:
-    """Keeps the loggers of libraries back: what they say quotes UIDs and values of the images."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _compose(labels: NDArray[Any], series: Series, names: Mapping[str, int], algorithm: Algorithm) -> Any:
