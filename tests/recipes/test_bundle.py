@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, run, verify_metadata, verify_net_in_out
 from torch import nn
 
 from ssmvision.cli import main
@@ -116,6 +116,19 @@ def test_network_has_the_inputs_and_outputs_of_the_metadata(bundle: Path) -> Non
     wrong = {"_meta_#network_data_format#outputs#pred#num_channels": 2}
     with pytest.raises(ValueError, match="output channel number"):
         verify_net_in_out("network_def", **files, device="cpu", bundle_root=str(bundle), **wrong)
+
+
+def test_has_all_that_monai_asks_of_an_inference_workflow(bundle: Path, images: Path) -> None:
+    places = {"bundle_root": str(bundle), "dataset_dir": str(images / "images"), "device": "cpu"}
+    files = {"meta_file": config(bundle, "metadata"), "config_file": config(bundle, "inference")}
+    workflow = ConfigWorkflow(**files, workflow_type="infer", logging_file=False, **places)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert list(workflow.dataset_data[0]) == ["image"]
+    del workflow.parser.config["inferer"]
+    workflow.initialize()
+    with pytest.raises(KeyError, match="'inferer'"):
+        workflow.check_properties()
 
 
 def test_runs_and_labels_are_those_of_predict(
