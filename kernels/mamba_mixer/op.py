@@ -17,7 +17,7 @@ from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.selective_scan.op import scan
 
-__all__ = ["autocast_enabled", "mixer", "mixer_backward", "run"]
+__all__ = ["autocast_enabled", "autocast_off", "is_eager", "mixer", "mixer_backward", "run", "spread"]
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -34,7 +34,7 @@ def _forward(
 def _run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep: str, backend: str) -> Outputs:
     tools = passes.toolbox(tokens.device, tokens.dtype, backend)
     layout = pack.layout_of(p, tokens.dtype)
-    with _autocast_off(tokens.device.type):
+    with autocast_off(tokens.device.type):
         low, exact = pack.buffers(p, tokens.dtype, layout)
         tools.fill(p, layout, low, exact)
         out, kept = passes.forward(tools, tokens.contiguous(), pack.view(p, layout, low, exact), routes, merge, keep)
@@ -49,7 +49,7 @@ def autocast_enabled(device: str) -> bool:
 
 
 @contextmanager
-def _autocast_off(device: str) -> Iterator[None]:
+def autocast_off(device: str) -> Iterator[None]:
     """As `torch.autocast(device, enabled=False)`, for a fraction of the time."""
     if not autocast_enabled(device):
         yield
@@ -130,7 +130,7 @@ def _run_backward(
 ) -> tuple[Tensor | None, ...]:
     tools = passes.toolbox(tokens.device, tokens.dtype, backend)
     w = pack.view(p, pack.layout_of(p, tokens.dtype), low, exact)
-    with _autocast_off(tokens.device.type):
+    with autocast_off(tokens.device.type):
         dtokens, grads = passes.backward(tools, dout.contiguous(), tokens.contiguous(), p, w, kept, routes, merge)
     return dtokens, *grads
 
@@ -161,7 +161,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _spread(grads: Sequence[Tensor | None], p: Parameters) -> list[Tensor]:
+def spread(grads: Sequence[Tensor | None], p: Parameters) -> list[Tensor]:
     """Gradients of the parameters as they were given, in the order of the operator's list."""
     found: list[Tensor] = []
     for grad, value in zip(grads, p, strict=True):
@@ -181,7 +181,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None, [None] * ctx.count, None, None, None, None)
     dtokens, *grads = mixer_backward(dout, tokens, parameters, kept, *packed, ctx.routes, ctx.merge, ctx.backend)
     p = Parameters.from_flat(parameters, len(ctx.routes.split(",")))
-    return (dtokens, _spread(grads, p), None, None, None, None)
+    return (dtokens, spread(grads, p), None, None, None, None)
 
 
 class _EagerMixer(torch.autograd.Function):
@@ -208,7 +208,7 @@ class _EagerMixer(torch.autograd.Function):
             dtokens, *grads = mixer_backward(dout, tokens, parameters, list(kept), low, exact, names, merge, backend)
         else:
             dtokens, *grads = _run_backward(dout, tokens, p, kept, low, exact, routes, merge, backend)
-        return (None, None, None, None, dtokens, *_spread(grads, p))
+        return (None, None, None, None, dtokens, *spread(grads, p))
 
 
 def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep: str, backend: str) -> Tensor:
@@ -220,7 +220,7 @@ def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep
         routes, merge, backend: see `mamba_mixer`.
         keep: one of `passes.KEEP`; "nothing" where no gradient is asked for.
     """
-    if not _is_eager(tokens):
+    if not is_eager(tokens):
         out: Tensor = mixer(tokens, p.flat(), ",".join(routes), merge, keep, backend)[0]
         return out
     if keep == "nothing":
@@ -229,7 +229,7 @@ def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep
     return out
 
 
-def _is_eager(tokens: Tensor) -> bool:
+def is_eager(tokens: Tensor) -> bool:
     """Whether nothing looks on: no compiler, dispatch mode, functorch transform or subclass of a tensor."""
     if torch.compiler.is_compiling() or type(tokens) not in (Tensor, torch.nn.Parameter):
         return False

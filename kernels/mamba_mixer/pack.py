@@ -82,9 +82,11 @@ def padded_rank(rank: int, dtype: torch.dtype) -> int:
     """Columns that the step sizes' low rank takes in x_dbl, zeros at the end.
 
     GEMMs of 2-byte elements want rows that start at multiples of 16 bytes and sums of whole steps of 16: with rank 12,
-    a quarter of vim_tiny's inference went to slow ones; with rank 24, they took a third longer than with 32.
+    a quarter of vim_tiny's inference went to slow ones; with rank 24, they took a third longer than with 32. Those of
+    4-byte elements want such rows too, and so does the scan for its B and C.
     """
-    return rank if dtype.itemsize > 2 else -(-rank // 16) * 16
+    multiple = {2: 16, 4: 4}.get(dtype.itemsize, 1)
+    return -(-rank // multiple) * multiple
 
 
 def _shapes(s: Sizes, rank: int, cast: bool) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:

@@ -21,9 +21,10 @@ from ssmvision.kernels.causal_conv import reference as conv_reference
 from ssmvision.kernels.mamba_mixer import cuda, pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights
 from ssmvision.kernels.mamba_mixer.gemm import add_times_each, outer, outer_each, times_each
+from ssmvision.kernels.selective_scan import cuda as scan_cuda
 from ssmvision.kernels.selective_scan.args import ScanArgs
 
-__all__ = ["KEEP", "Kept", "Toolbox", "backward", "forward", "toolbox"]
+__all__ = ["KEEP", "Kept", "Toolbox", "backward", "forward", "gated_scan", "toolbox"]
 
 # What a forward keeps for its backward, beside the tokens and the packed parameters.
 KEEP = ("nothing", "tokens", "activations", "states", "everything")
@@ -55,7 +56,7 @@ class Kept(NamedTuple):
     """Of a forward; what was not kept is empty.
 
     Shapes: xz (B, L, 2E), x_dbl (K, B, L, R + 2N), u and delta (K, B, L, E), y (the scan's result before the gate)
-    (B, L, E); states as the scan's backend has them.
+    (B, L, E); states as the scan's backend has them or, without y, what `gated_scan` gives beside its result.
     """
 
     xz: Tensor
@@ -122,11 +123,7 @@ def forward(
     Returns:
         (B, L, D), and what is kept.
     """
-    inner = w.A.shape[1]
-    xz = F.linear(tokens, w.in_weight, w.in_bias)
-    x, z = xz.split(inner, dim=-1)
-    d = _scan_inputs(tools, w, x, routes, None)
-    args = _scan_args(w, d, z, routes, merge)
+    xz, d, args = _before_scan(tools, tokens, w, routes, merge)
     out, _, states, y = tools.scan.forward(args, keep in ("states", "everything"))
     result = F.linear(out, w.out_weight, w.out_bias)
     found: dict[str, Tensor] = {} if y is None else {"y": y}
@@ -136,6 +133,27 @@ def forward(
         found |= {"u": d.u.transpose(0, 1), "delta": d.delta.transpose(0, 1)}
     absent = {name: tokens.new_empty(0) for name in Kept._fields[:-1] if name not in found}
     return result, Kept(**found, **absent, states=states)
+
+
+def _before_scan(
+    tools: Toolbox, tokens: Tensor, w: Weights, routes: tuple[str, ...], merge: str
+) -> tuple[Tensor, _Direction, ScanArgs]:
+    """The input projection's result, what enters the scan, and the scan's arguments, gate included."""
+    xz = F.linear(tokens, w.in_weight, w.in_bias)
+    x, z = xz.split(w.A.shape[1], dim=-1)
+    d = _scan_inputs(tools, w, x, routes, None)
+    return xz, d, _scan_args(w, d, z, routes, merge)
+
+
+def gated_scan(
+    tools: Toolbox, tokens: Tensor, w: Weights, routes: tuple[str, ...], merge: str
+) -> tuple[Tensor, Tensor | None]:
+    """The mixer before its output projection (B, L, E), and what saves the backward a pass over the inputs, or None."""
+    args = _before_scan(tools, tokens, w, routes, merge)[2]
+    if tools.scan.name != "cuda":
+        return tools.scan.forward(args, False)[0], None
+    entry = scan_cuda.segment_entries(args)
+    return scan_cuda.forward(args, False, entry)[0], entry
 
 
 class _Recomputed(NamedTuple):
@@ -155,7 +173,11 @@ def _recompute(
     d = kept.direction() or _scan_inputs(tools, w, xz[..., :inner], routes, kept.x_dbl if is_kept else None)
     if kept.y.dim() == 3:
         return _Recomputed(xz, d, kept.y, kept.states)
-    y, _, states, _ = tools.scan.forward(_scan_args(w, d, None, routes, merge), True)
+    args = _scan_args(w, d, None, routes, merge)
+    if tools.scan.name == "cuda" and kept.states.numel():
+        y, _, states, _ = scan_cuda.forward(args, True, kept.states)
+    else:
+        y, _, states, _ = tools.scan.forward(args, True)
     return _Recomputed(xz, d, y, states)
 
 
@@ -194,6 +216,7 @@ def backward(
     kept: Kept,
     routes: tuple[str, ...],
     merge: str,
+    dtokens: Tensor | None = None,
 ) -> tuple[Tensor, Weights]:
     """Gradients of the tokens, in their dtype, and of the stacked parameters, in the parameters' dtypes.
 
@@ -202,6 +225,7 @@ def backward(
         dout: (B, L, D) gradient of its result, in the tokens' dtype.
         p: the parameters as they were given.
         kept: what `forward` kept.
+        dtokens: where to write the tokens' gradient, (B L, D), or None.
     """
     inner = w.A.shape[1]
     flat, grad = tokens.flatten(0, 1), dout.reshape(-1, dout.shape[-1])
@@ -232,4 +256,4 @@ def backward(
         A=(dA * w.A).to(p.A_log[0].dtype),
         D=dD.to(p.D[0].dtype),
     )
-    return torch.mm(flat_dxz, w.in_weight).view(tokens.shape), grads
+    return torch.mm(flat_dxz, w.in_weight, out=dtokens).view(tokens.shape), grads

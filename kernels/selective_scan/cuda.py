@@ -32,7 +32,7 @@ from ssmvision.kernels.selective_scan.cuda_programs import (
 )
 from ssmvision.kernels.selective_scan.route_table import RouteTable, route_table
 
-__all__ = ["backward", "can_run", "forward"]
+__all__ = ["backward", "can_run", "forward", "segment_entries"]
 
 GROUP = 16  # states per launch
 BACKWARD_CHANNELS = 64  # of a block of csrc/backward.cu
@@ -162,8 +162,19 @@ def _forward_pass(args: ScanArgs) -> _Pass:
     return _Pass(t, t.x, table, config, 1 / routes if args.merge == "mean" else 1.0, defines)
 
 
-def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Scan; returns as `chunked.forward`."""
+def segment_entries(args: ScanArgs) -> Tensor | None:
+    """State entering each segment that a forward cuts the routes into, for `forward`; None where it cuts nothing."""
+    if args.delta.numel() == 0:
+        return None
+    p = _forward_pass(args)
+    mirrored = _meeting(args, p.table, p.t.A.shape[2]) >= PAIR_FINISHED
+    return _segment_entries(p, mirrored, None, reverse=False) if p.config.segments > 1 else None
+
+
+def forward(
+    args: ScanArgs, save_states: bool, entry: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Scan; returns as `chunked.forward`. `entry`, of `segment_entries` for the same inputs, saves finding it again."""
     if args.delta.numel() == 0:
         return chunked.forward(args, save_states)
     p = _forward_pass(args)
@@ -174,7 +185,8 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     saved = torch.empty(n_saved(length, "cuda") if save_states else 0, batch, routes, n_state, width, device=device)
     meeting = _meeting(args, table, n_state)
     walkers = 2 if meeting >= PAIR_FINISHED else 1
-    entry = _segment_entries(p, walkers == 2, None, reverse=False) if p.config.segments > 1 else None
+    if entry is None and p.config.segments > 1:
+        entry = _segment_entries(p, walkers == 2, None, reverse=False)
 
     apart = args.merge == "none"
     new = torch.empty if table.covers else torch.zeros

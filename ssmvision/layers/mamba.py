@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ssmvision.kernels.mamba_mixer import flops  # noqa: F401  (registers; not with the operator, since it imports Triton)
 from ssmvision.kernels.mamba_mixer.args import Parameters
 from ssmvision.kernels.mamba_mixer.interface import MAX_TAPS, Recompute, compute_dtype, run_mixer
+from ssmvision.kernels.mamba_mixer.on_map import MapSettings, mixer_on_map
+from ssmvision.kernels.mamba_mixer.op import is_eager
 from ssmvision.kernels.registry import Request, choose
 from ssmvision.kernels.selective_scan import selective_scan_nd
 
@@ -242,6 +244,22 @@ class MambaMixer(nn.Module):
             A_log=tuple([getattr(self, f"A{SUFFIX[route]}_log") for route in self.routes]),
             D=tuple([getattr(self, f"D{suffix}") for suffix in suffixes]),
         )
+
+    def on_map(self, x: Tensor, norm: nn.LayerNorm) -> Tensor | None:
+        """The mixer over the positions of a map, its channels normed, of which the backward keeps only the map.
+
+        Args:
+            x: (B, dim, L), contiguous.
+            norm: over the channels.
+
+        Returns:
+            (B, dim, L) in x's dtype, contiguous; None where the operator cannot do what the layers would.
+        """
+        plain = not (norm._forward_hooks or norm._forward_pre_hooks or self._forward_hooks or self._forward_pre_hooks)
+        if not plain or self.gamma is not None or not is_eager(x) or not self._uses_operator(norm.weight):
+            return None
+        settings = MapSettings(self.routes, self.merge, self.backend, norm.eps, compute_dtype(norm.weight))
+        return mixer_on_map(x, norm.weight, norm.bias, self._parameters_by_route(), settings)
 
     def forward(self, tokens: Tensor, recompute: Recompute | None = None) -> Tensor:
         """(B, L, dim) -> (B, L, dim); `recompute` in place of the mixer's own, if given."""

@@ -21,9 +21,8 @@ from ssmvision.layers.norm import LayerNorm
 
 __all__ = ["MambaLayer", "TokenNorm", "autocast_off"]
 
-# A mixer keeps about ten times its map for the backward. From this many elements of the batch's map on, that is worth a
-# second forward; from so many of a sample's map on, samples go one by one, which halves what a backward holds at once.
-RECOMPUTE_ELEMENTS, SPLIT_ELEMENTS = 1 << 22, 1 << 24
+# A mixer keeps about ten times its map for the backward. From this many elements on, that is worth a second forward.
+LARGE = 1 << 24
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
@@ -63,8 +62,8 @@ class MambaLayer(nn.Module):
             one map size, and only maps of `dim` voxels can be mixed.
         mixer: name, `Mixer`, or callable `(dim) -> nn.Module`; grid mixers are never in channel-token mode.
         spatial_dims: axes of the map, told to grid mixers.
-        recompute: in training, keep the map alone and compute everything again in the backward; large maps then go
-            through the layer sample by sample. None: where that saves much, for CUDA maps of four million elements on.
+        recompute: in training, keep the map alone and compute everything again in the backward, which a Mamba mixer
+            on CUDA does sample by sample. None: where that saves much, for CUDA maps of 16 million elements on.
         autocast: follow autocast. Projections and activations of a Mamba mixer then have its dtype; norm, convolution,
             step sizes and the scan's state stay in float32 on CUDA. For bfloat16; float16 may overflow.
 
@@ -107,17 +106,27 @@ class MambaLayer(nn.Module):
         """Mix the positions of a map (B, C, *spatial); see the class."""
         self._check(x)
         with nullcontext() if self.autocast else autocast_off(x.device):
+            out = self._on_map(x) if self._is_large(x) else None
+            if out is not None:
+                return out
             if not self.recomputes(x):
                 return self._mixed(x)
-            parts = x.split(1) if x.numel() >= SPLIT_ELEMENTS * x.shape[0] else (x,)
-            mixed = [checkpoint(self._mixed, part, "none", use_reentrant=False) for part in parts]
-            return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+            out = checkpoint(self._mixed, x, "none", use_reentrant=False)
+            return out
 
     def recomputes(self, x: Tensor) -> bool:
         """Whether a call with this map keeps nothing but the map for its backward."""
-        if not torch.is_grad_enabled():
-            return False
-        return x.is_cuda and x.numel() >= RECOMPUTE_ELEMENTS if self.recompute is None else self.recompute
+        return torch.is_grad_enabled() and self._is_large(x)
+
+    def _is_large(self, x: Tensor) -> bool:
+        return x.is_cuda and x.numel() >= LARGE if self.recompute is None else self.recompute
+
+    def _on_map(self, x: Tensor) -> Tensor | None:
+        """By the operator that leaves the map as it lies, where that can do it."""
+        if type(self.mamba) is not MambaMixer or self.channel_token or not x.is_contiguous() or not x.numel():
+            return None
+        out = self.mamba.on_map(x.flatten(2), self.norm)
+        return None if out is None else out.view(x.shape)
 
     def _mixed(self, x: Tensor, recompute: Recompute | None = None) -> Tensor:
         dtype = self.norm.weight.dtype

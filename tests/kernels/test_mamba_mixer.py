@@ -195,14 +195,14 @@ def test_parameters_survive_the_list(bias: bool, conv_bias: bool, bidirectional:
 @pytest.mark.parametrize("dt_rank", [3, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_packed_weights_are_the_parameters(dtype: torch.dtype, dt_rank: int) -> None:
-    """The low rank is padded with zeros to a multiple of 16 where an element has two bytes."""
+    """The low rank is padded with zeros to a multiple of 16 where an element has two bytes, of 4 where it has four."""
     mixer = MambaMixer(6, d_state=4, bidirectional=True, bias=True, dt_rank=dt_rank)
     p = parameters(mixer)
     layout = layout_of(p, dtype)
     filled = buffers(p, dtype, layout)
     copy_parameters(p, layout, *filled)
     packed = view(p, layout, *filled)._asdict()
-    rank = dt_rank if dtype == torch.float32 else 16
+    rank = max(dt_rank, 4) if dtype == torch.float32 else 16
     assert packed["dt_weight"].shape[-1] == rank
     x_low, x_zeros, x_rest = packed["x_weight"].split((dt_rank, rank - dt_rank, 8), dim=1)
     packed["x_weight"] = torch.cat((x_low, x_rest), 1)
