@@ -87,7 +87,7 @@ def _check_settings(config: ImportConfig, labelled: Sequence[FoundSeries]) -> No
     if not config.roi:
         count: Counter[str] = Counter()
         for series in labelled:
-            count.update({name for path in series.labels for name in open_labels(path).names.values()})
+            count.update(dict.fromkeys(n for path in series.labels for n in open_labels(path).names.values()).keys())
         listed = ", ".join(f"{name!r} ({n} of {len(labelled)} series)" for name, n in count.most_common())
         raise UserError(f"roi: say what to import, for example --roi.tumour GTV-1; regions found: {listed or 'none'}")
     if len(config.roi) > 254 or "background" in config.roi or not all(map(_patterns, config.roi.values())):
