@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ssmvision.recipes.segmentation.datalist import Dataset, read_json
-from ssmvision.recipes.segmentation.metrics import Score
+from ssmvision.recipes.segmentation.metrics import score_from_row
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
 from ssmvision.recipes.segmentation.writing import write_bytes
 from ssmvision.recipes.study.config import StudyConfig
@@ -27,11 +26,7 @@ REPORT = "results.md"
 def read_result(training: Training) -> tuple[Result, Rows]:
     """Scores and history of a finished training."""
     content = read_json(training.scores, "run the study again")
-    names = {field.name for field in fields(Score)}  # the file holds derived values too
-    scores = tuple(
-        Score(**{k: math.nan if v is None else v for k, v in score.items() if k in names})
-        for score in content["scores"]
-    )
+    scores = tuple(score_from_row(row) for row in content["scores"])
     rows = [
         {key: float(value) for key, value in row.items() if value}
         for row in csv.DictReader(content["history"].splitlines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def score_rules(
     return scores
 
 
-def _label(case: Case) -> object:
+def _label(case: Case) -> Path:
     assert case.label is not None  # training cases have one
     return case.label
 

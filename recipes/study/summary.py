@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ssmvision.recipes.segmentation.metrics import Score
@@ -166,13 +166,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def to_csv(study: Study) -> str:
     """One line per network, fold, seed, case and class; empty cells for NaN."""
-    text = io.StringIO()
-    names = [field.name for field in fields(Score)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "fold", "seed", *names])
     lines: list[tuple[Any, ...]] = [(r.network, r.fold, r.seed, s) for r in study.results for s in r.scores]
     lines += [(rule, "", "", s) for rule, scores in study.rules.items() for s in scores]
-    for *which, score in lines:
-        values = (getattr(score, name) for name in names)
-        writer.writerow([*which, *("" if isinstance(v, float) and math.isnan(v) else v for v in values)])
+    rows = [{"network": network, "fold": fold, "seed": seed, **score.row()} for network, fold, seed, score in lines]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
     return text.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import traceback
 from dataclasses import asdict, dataclass, replace
@@ -175,7 +176,11 @@ def _train_and_score(training: Training) -> dict[str, Any]:
         checkpoint.unlink()
     done = {"steps": result.steps, "seconds": round(result.seconds, 1), "parameters": result.parameters}
     history = result.history.read_text(encoding="utf-8")
-    return {"settings": training.settings(), **done, **evaluation.to_json(), "history": history}
+    scores = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in score.row().items()}
+        for score in evaluation.scores
+    ]
+    return {"settings": training.settings(), **done, "scores": scores, "history": history}
 
 
 def train_config(training: Training, resume: bool) -> TrainConfig:
