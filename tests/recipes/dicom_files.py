@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
@@ -150,3 +152,35 @@ def rtstruct(
     ]
     save(path, data)
     return data
+
+
+# What may carry a patient's name or number, planted by `plant`: kind of value by its tag's representation.
+SECRET = "Zyx98765"
+PLANTED = {
+    "PN": f"{SECRET}^{SECRET}",
+    "LO": SECRET,
+    "SH": SECRET,
+    "ST": SECRET,
+    "LT": SECRET,
+    "UT": SECRET,
+    "AE": SECRET,
+}
+
+
+def plant(data: Dataset) -> None:
+    """Puts the secret into every text tag of the patient, study, series, equipment and image, and a private block."""
+    for tag, (representation, multiplicity, _, retired, keyword) in DicomDictionary.items():
+        group = tag >> 16
+        fitting = representation in PLANTED and group in (0x08, 0x10, 0x12, 0x18, 0x20, 0x28, 0x32, 0x38, 0x40)
+        if fitting and not retired and keyword and multiplicity in ("1", "1-n") and keyword not in data:
+            setattr(data, keyword, PLANTED[representation])
+    data.PatientName, data.PatientID = PLANTED["PN"], SECRET
+    block = data.private_block(0x0011, SECRET, create=True)
+    block.add_new(0x01, "LO", SECRET)
+
+
+def hits(path: Path) -> bool:
+    content = path.read_bytes()
+    if path.name.endswith(".nii.gz"):
+        content += nibabel.load(path).header.binaryblock
+    return SECRET.encode() in content

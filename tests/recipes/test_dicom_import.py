@@ -23,8 +23,7 @@ from ssmvision.recipes.dicom.labels import label_map, matching, open_labels
 from ssmvision.recipes.dicom.seg_writing import Algorithm, write_segmentation
 from ssmvision.recipes.dicom.series import Series, read_series
 from ssmvision.recipes.segmentation.datalist import read_dataset
-from tests.recipes.dicom_files import OBLIQUE, Scanner, box, classic, rtstruct, save
-from tests.recipes.test_dicom_predict import SECRET, hits, plant
+from tests.recipes.dicom_files import OBLIQUE, SECRET, Scanner, box, classic, hits, plant, rtstruct, save
 
 VALUES = np.random.default_rng(3).integers(-1000, 2000, (12, 11, 6))
 # A rectangle between voxel centres: columns 2 to 8 and rows 3 to 7 lie inside of it.

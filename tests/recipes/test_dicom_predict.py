@@ -25,7 +25,7 @@ from ssmvision.recipes.segmentation.architecture import build_network, plan_netw
 from ssmvision.recipes.segmentation.config import ModelConfig, PredictConfig
 from ssmvision.recipes.segmentation.preprocessing import ChannelScale, Preprocessing
 from ssmvision.recipes.segmentation.weights import ModelCard, save_model
-from tests.recipes.dicom_files import OBLIQUE, Scanner, classic, enhanced
+from tests.recipes.dicom_files import OBLIQUE, SECRET, Scanner, classic, enhanced, hits, plant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,17 +186,6 @@ def test_an_empty_label_map_and_damage_are_noticed(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "bad.dcm").exists()
 
 
-# What may carry a patient's name or number, planted in the tests below: kind of value by its tag's representation.
-SECRET = "Zyx98765"
-PLANTED = {
-    "PN": f"{SECRET}^{SECRET}",
-    "LO": SECRET,
-    "SH": SECRET,
-    "ST": SECRET,
-    "LT": SECRET,
-    "UT": SECRET,
-    "AE": SECRET,
-}
 # What a segmentation has to repeat, so that archives file it with its images.
 DEMANDED = {
     "PatientName",
@@ -206,27 +195,6 @@ DEMANDED = {
     "AccessionNumber",
     "PositionReferenceIndicator",
 }
-
-
-def plant(data: Dataset) -> None:
-    """Puts the secret into every text tag of the patient, study, series, equipment and image, and a private block."""
-    from pydicom.datadict import DicomDictionary
-
-    for tag, (representation, multiplicity, _, retired, keyword) in DicomDictionary.items():
-        group = tag >> 16
-        fitting = representation in PLANTED and group in (0x08, 0x10, 0x12, 0x18, 0x20, 0x28, 0x32, 0x38, 0x40)
-        if fitting and not retired and keyword and multiplicity in ("1", "1-n") and keyword not in data:
-            setattr(data, keyword, PLANTED[representation])
-    data.PatientName, data.PatientID = PLANTED["PN"], SECRET
-    block = data.private_block(0x0011, SECRET, create=True)
-    block.add_new(0x01, "LO", SECRET)
-
-
-def hits(path: Path) -> bool:
-    content = path.read_bytes()
-    if path.name.endswith(".nii.gz"):
-        content += nibabel.load(path).header.binaryblock
-    return SECRET.encode() in content
 
 
 def test_no_patient_in_outputs_and_logs(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
