@@ -66,7 +66,7 @@ class _MixerOnMap(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         s: MapSettings = ctx.settings
         x, weight, bias, low, exact, *rest = ctx.saved_tensors
@@ -79,7 +79,10 @@ class _MixerOnMap(torch.autograd.Function):
             grads: Weights | None = None
             for i in range(len(x)):
                 mine = _backward_sample(tools, dout[i], tokens[i : i + 1], p, w, entries[i], s, dtokens[i])
-                grads = mine if grads is None else _added(grads, mine)
+                if grads is None:
+                    grads = mine
+                else:
+                    _add(grads, mine)
             assert grads is not None
             dx, dweight, dbias = branch_norm_backward(x, weight, mean, rstd, dtokens, True, "auto")
         return (None, dx, dweight, dbias.to(bias.dtype), *spread(grads, p))
@@ -108,11 +111,13 @@ def _backward_sample(
     dtokens: Tensor,
 ) -> Weights:
     """Fill dtokens (L, C) from dout (C, L) and tokens (1, L, C); returns the gradients of the stacked parameters."""
-    absent = [tokens.new_empty(0)] * (len(passes.Kept._fields) - 1)
-    kept = passes.Kept(*absent, states=entry)
+    absent = tokens.new_empty(0)
+    kept = passes.Kept(absent, absent, absent, absent, absent, entry)
     wide = dout.to(s.dtype).t().unsqueeze(0)
     return passes.backward(tools, wide, tokens, p, w, kept, s.routes, s.merge, dtokens)[1]
 
 
-def _added(a: Weights, b: Weights) -> Weights:
-    return Weights(*(None if x is None else x.add_(y) for x, y in zip(a, b, strict=True)))
+def _add(total: Weights, part: Weights) -> None:
+    for t, more in zip(total, part, strict=True):
+        if t is not None and more is not None:
+            t.add_(more)

@@ -111,8 +111,8 @@ class MambaLayer(nn.Module):
                 return out
             if not self.recomputes(x):
                 return self._mixed(x)
-            out = checkpoint(self._mixed, x, "none", use_reentrant=False)
-            return out
+            mixed: Tensor = checkpoint(self._mixed, x, "none", use_reentrant=False)
+            return mixed
 
     def recomputes(self, x: Tensor) -> bool:
         """Whether a call with this map keeps nothing but the map for its backward."""
