@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssmvision.recipes.devices import pick_device
 from ssmvision.recipes.segmentation.ensemble import Ensemble, mirrored
 from ssmvision.recipes.segmentation.maps import Maps, label_dtype
-from ssmvision.recipes.segmentation.memory_plan import MemoryPlan, Placement, memory_plan
+from ssmvision.recipes.segmentation.memory_plan import MemoryPlan, Placement, is_out_of_memory, memory_plan
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
 from ssmvision.recipes.segmentation.resampling import Regrid
 from ssmvision.recipes.segmentation.streaming import WindowGrid, stream_logits
@@ -206,7 +206,9 @@ class Predictor:
         for placement in placements:
             try:
                 return self._run(image, regrid, maps, placement)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 message = f"out of memory for shape {tuple(image.shape)} with {placement}; using less"
                 warnings.warn(message, stacklevel=4)
             if placement.device.type == "cuda":

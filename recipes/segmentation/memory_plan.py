@@ -13,11 +13,13 @@ import torch
 from ssmvision.recipes.segmentation.resampling import CHUNK_BYTES, Regrid
 from ssmvision.recipes.segmentation.streaming import WindowGrid
 
-__all__ = ["MemoryPlan", "Placement", "free_bytes", "memory_plan"]
+__all__ = ["MemoryPlan", "Placement", "free_bytes", "is_out_of_memory", "memory_plan"]
 
 FLOAT32_BYTES = 4
 # Stored image, its turned copy, the scaled one and an intermediate, as long as it is prepared.
 COPIES_WHILE_PREPARED = 4
+# What libraries take that are loaded, and set up their buffers, only on the way.
+LIBRARY_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,23 @@ def memory_plan(
         planes = grid.window[axis] * math.prod(n for i, n in enumerate(regrid.shape) if i != axis)
         stitching["planes to resample"] = classes * planes * FLOAT32_BYTES + 2 * CHUNK_BYTES
     running = {"weights": weight_bytes, "windows": window}
-    host = {"in use": used_bytes(), "results": map_bytes}
+    host = {"in use": used_bytes(), "libraries": LIBRARY_BYTES, "results": map_bytes}
     device: dict[str, int] = {}
     for where, items in ((placement.stitch, stitching), (placement.device, running)):
         (host if where.type == "cpu" else device).update(items)
     host.setdefault("image", image)
-    preparing = host["in use"] + map_bytes + COPIES_WHILE_PREPARED * FLOAT32_BYTES * channels * max(voxels, stored)
+    preparing = (
+        host["in use"]
+        + LIBRARY_BYTES
+        + map_bytes
+        + COPIES_WHILE_PREPARED * FLOAT32_BYTES * channels * max(voxels, stored)
+    )
     return MemoryPlan(placement, host, preparing, device, mapped_bytes, grid.count)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator or main memory was short; torch has no exception of its own for the latter."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def used_bytes() -> int:

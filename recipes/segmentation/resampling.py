@@ -133,7 +133,10 @@ class Regrid:
 
         That is turned, and cut or resampled, as the rules have it.
         """
-        turned = torch.from_numpy(np.ascontiguousarray(self.turn(image.numpy())))
+        view = self.turn(image.numpy())
+        # An axis of one voxel counts as contiguous to numpy even when it runs backwards, which torch does not take.
+        view = view.copy() if min(view.strides) < 0 else np.ascontiguousarray(view)
+        turned = torch.from_numpy(view)
         if self.how.rules == "nnunet":
             return MetaTensor(turned, affine=torch.as_tensor(self.turned_affine))
         data = resample(turned, self.matrix, self.shape) if self.resamples else turned

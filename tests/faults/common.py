@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ from ssmvision.cli import main
 from ssmvision.errors import UserError
 
 __all__ = [
-    *("FULL", "Done", "SilentlyWrongError", "child", "child_environment"),
+    *("FULL", "Done", "SilentlyWrongError", "child", "child_environment", "ended", "fork"),
     *("cli", "labels_of", "never_wrong", "refusal", "run_folder", "train_words"),
 ]
 
@@ -84,6 +87,52 @@ def child(arguments: Sequence[object], **options: Any) -> subprocess.CompletedPr
     """Runs `python ARGUMENTS` to its end."""
     command = [sys.executable, *(str(word) for word in arguments)]
     return subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False, **options)
+
+
+def fork(work: Callable[[], int], log: Path) -> int:
+    """Runs `work` in a copy of this process, whose imports are done; its exit status is what `work` returns.
+
+    Args:
+        work: run in the copy; an exception ends it with status 1.
+        log: takes what the copy writes to standard output and error.
+
+    Returns:
+        The copy's process id, for `ended`.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with log.open("a", buffering=1) as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+            # pytest has put its own streams in their place.
+            sys.stdout = sys.stderr = stream
+            status = work()
+    except BaseException:
+        log.open("a").write(traceback.format_exc())
+    finally:
+        os._exit(status)
+
+
+def ended(pid: int, seconds: float = 300) -> int:
+    """Waits for a copy; its exit status, or minus the signal that killed it.
+
+    Raises:
+        AssertionError: it hangs; it is killed then.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError(f"process {pid} did not end within {seconds} s")
 
 
 def labels_of(path: Path) -> NDArray[Any]:
