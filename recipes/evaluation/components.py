@@ -15,7 +15,7 @@ __all__ = ["NEIGHBOURS", "keep_largest"]
 
 # Voxels that share a face, an edge or a corner belong together (26 neighbours), as in nnU-Net.
 NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
-SLAB_VOXELS = 2**24
+SLAB_VOXELS = 2**22
 
 Parts = NDArray[np.int32]
 
@@ -38,7 +38,10 @@ def keep_largest(labels: NDArray[np.integer[Any]], ids: Sequence[int], slab_voxe
     """
     if labels.ndim != 3 or 0 in ids:
         raise ValueError(f"labels of shape {labels.shape} and ids {list(ids)}; expected (X, Y, Z) and ids other than 0")
-    planes = max(1, slab_voxels // max(1, labels[0].size if len(labels) else 1))
+    labels = _box(labels, ids, slab_voxels)
+    if not labels.size:
+        return 0
+    planes = max(1, slab_voxels // labels[0].size)
     sizes, pairs, last = [np.zeros(1, np.int64)], [], None
     for _, parts, first in _slabs(labels, ids, planes):
         sizes.append(np.bincount(parts.ravel())[1:])
@@ -56,6 +59,24 @@ def keep_largest(labels: NDArray[np.integer[Any]], ids: Sequence[int], slab_voxe
     return removed
 
 
+def _mask(labels: NDArray[np.integer[Any]], ids: Sequence[int]) -> NDArray[np.bool_]:
+    return np.asarray(labels == ids[0] if len(ids) == 1 else np.isin(labels, ids))
+
+
+def _box(labels: NDArray[np.integer[Any]], ids: Sequence[int], slab_voxels: int) -> NDArray[np.integer[Any]]:
+    """View of the smallest box that holds all voxels of `ids`; empty without any."""
+    planes = max(1, slab_voxels // max(1, labels[0].size if len(labels) else 1))
+    found = [np.zeros(n, dtype=bool) for n in labels.shape]
+    for start in range(0, len(labels), planes):
+        mask = _mask(labels[start : start + planes], ids)
+        flat: NDArray[np.bool_] = mask.any(axis=(0,))
+        found[0][start : start + planes] = mask.any((1, 2))
+        found[1] |= flat.any(1)
+        found[2] |= flat.any(0)
+    ends = [np.flatnonzero(axis)[[0, -1]] if axis.any() else (0, -1) for axis in found]
+    return labels[tuple(slice(int(first), int(last) + 1) for first, last in ends)]
+
+
 def _slabs(
     labels: NDArray[np.integer[Any]], ids: Sequence[int], planes: int
 ) -> Iterator[tuple[NDArray[np.integer[Any]], Parts, int]]:
@@ -63,7 +84,7 @@ def _slabs(
     before = 0
     for start in range(0, len(labels), planes):
         slab = labels[start : start + planes]
-        parts, count = ndimage.label(np.isin(slab, ids), structure=NEIGHBOURS)
+        parts, count = ndimage.label(_mask(slab, ids), structure=NEIGHBOURS)
         yield slab, parts, before
         before += count
 

@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -63,7 +65,7 @@ def contours_png(
     planes = [plane for plane in PLANES if min(volume.shape[plane.across], volume.shape[plane.up]) > 1]
     widths = [size_mm[plane.across] for plane in planes]
     height = max(size_mm[plane.up] for plane in planes)
-    figure = Figure(figsize=(10, max(2.4, 10 * height / sum(widths)) + 0.4), layout="constrained")
+    figure = Figure(figsize=(10, max(2.4, 10 * height / sum(widths)) + 0.6), layout=ConstrainedLayoutEngine(h_pad=0.1))
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(planes), squeeze=False, width_ratios=widths)[0]
     shades = np.percentile(volume, (0.5, 99.5))
@@ -127,10 +129,8 @@ def _outline(
 
 def _legend(figure: Figure, names: Sequence[str], classes: Mapping[str, int]) -> None:
     handles = [Line2D([], [], color=PALETTE[(classes[name] - 1) % len(PALETTE)], label=name) for name in names]
-    handles += [
-        Line2D([], [], color="0.3", linestyle=style, label=label)
-        for style, label in (("solid", "reference"), ("dashed", "prediction"))
-    ]
+    handles.append(Line2D([], [], color="0.3", linestyle="solid", label="reference"))
+    handles.append(Line2D([], [], color="0.3", linestyle="dashed", label="prediction"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=9)
 
 
@@ -196,7 +196,11 @@ def training_png(histories: Sequence[tuple[str, Sequence[Mapping[str, float]]]])
             style: dict[str, Any] = {"color": _line_colour(place), "linestyle": LINE_STYLES[place // 6 % 4]}
             axes.plot(x, y, linewidth=1.2, alpha=0.8, marker=marker, markersize=3, **style)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes, title)
-    handles = [Line2D([], [], color=_line_colour(i), linestyle=LINE_STYLES[i // 6 % 4]) for i in range(len(methods))]
+    styles: list[dict[str, Any]] = [
+        {"color": _line_colour(i), "linestyle": LINE_STYLES[i // 6 % 4]} for i in range(len(methods))
+    ]
+    handles = [Line2D([], [], **style) for style in styles]
     figure.legend(handles, methods, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return to_png(figure, DPI)

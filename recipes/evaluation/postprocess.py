@@ -75,4 +75,5 @@ def _print(rule: Postprocessing, outputs: Sequence[Path]) -> None:
     console.print(f"decided   {rule}", markup=False, highlight=False, soft_wrap=True)
     for path in outputs:
         console.print(f"wrote     {path}", markup=False, highlight=False, soft_wrap=True)
-    console.print("`ssmvision predict` with these runs applies it and says so; --postprocessing none turns it off")
+    told = "`ssmvision predict` with these runs applies it and says so; --postprocessing none turns it off"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)

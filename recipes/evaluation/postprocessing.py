@@ -123,7 +123,9 @@ def _nanmean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the first axis; NaN where nothing counts."""
     counted = ~np.isnan(scores)
     total = np.where(counted, scores, 0.0).sum(0)
-    return np.divide(total, counted.sum(0), out=np.full(total.shape, np.nan), where=counted.any(0))
+    mean = np.full(total.shape, np.nan)
+    np.divide(total, counted.sum(0), out=mean, where=counted.any(0))
+    return mean
 
 
 def _better(before: NDArray[np.float64], after: NDArray[np.float64]) -> bool:
@@ -167,7 +169,11 @@ def read_rule(path: Path, labels: Mapping[str, int]) -> Postprocessing:
         kept, decided = content["keep_largest_component"], content["decided_on"]
         foreground, classes = kept["foreground"], tuple(kept["classes"])
         models, cases = tuple(decided["models_sha256"]), int(decided["cases"])
-    except (KeyError, TypeError, ValueError) as error:
+        dice = {
+            name: {when: math.nan if values[when] is None else float(values[when]) for when in ("before", "after")}
+            for name, values in content["dice"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: unusable entry ({type(error).__name__}: {error}); make the file anew") from None
     unknown = [name for name in classes if not labels.get(name)]
     if not isinstance(foreground, bool) or unknown:
@@ -175,7 +181,7 @@ def read_rule(path: Path, labels: Mapping[str, int]) -> Postprocessing:
             f"{path}: keep_largest_component is {kept}; give foreground as true or false, and classes among "
             f"{[name for name, i in labels.items() if i]}"
         )
-    return Postprocessing(dict(labels), foreground, classes, models, cases)
+    return Postprocessing(dict(labels), foreground, classes, models, cases, dice)
 
 
 def find_rule(choice: Path | str, models: Sequence[Path], labels: Mapping[str, int]) -> Postprocessing | None:

@@ -17,6 +17,7 @@ from ssmvision.recipes.evaluation.report_tables import (
     cases_table,
     dice_table,
     read_history,
+    rule_table,
     runs_table,
     scores_tables,
     settings_of,
@@ -101,6 +102,7 @@ def _case_names(runs: Sequence[Run], as_they_are: bool) -> dict[str, str]:
 def _report(material: Material, figures: tuple[Picture, ...]) -> Report:
     runs, pooled = material.runs, material.pooled
     cases = len({result.score.case for result in pooled.results})
+    rule = rule_table(runs)
     folds, seeds = len(set(folds_of(runs))), len({run.seed for run in runs})
     return Report(
         title=f"Segmentation of {_listed(list(pooled.labels))}",
@@ -117,6 +119,7 @@ def _report(material: Material, figures: tuple[Picture, ...]) -> Report:
         tables=(
             dice_table(pooled),
             *scores_tables(pooled),
+            *([rule] if rule is not None else []),
             runs_table(runs, material.methods, folds_of(runs), material.histories),
             cases_table(pooled, material.shown),
         ),
@@ -146,8 +149,15 @@ def _notices(material: Material) -> tuple[str, ...]:
             f"{_count(len(pooled.failed), 'prediction')} could not be made or scored and are not in the means: "
             f"{', '.join(failed)}. The JSON file beside this one says why."
         )
-    if len({run.seed for run in runs}) == 1:
-        notices.append("One seed: how much the scores depend on chance in training is not known.")
+    chosen = [f"run {i}" for i, run in enumerate(runs, 1) if run.chosen_on_held_out]
+    if chosen:
+        notices.append(
+            f"In {_listed(chosen)} the held-out cases also chose the epoch whose weights were kept or when to stop; "
+            "their scores are somewhat better than those of cases that nobody looked at."
+        )
+    single = [m for m in pooled.methods if len({r.seed for r in pooled.results if r.method == m}) == 1]
+    if single:
+        notices.append(f"One seed of {_listed(single)}: how far the scores depend on chance in training is not known.")
     sets = {method: {r.score.case for r in pooled.results if r.method == method} for method in pooled.methods}
     if len({frozenset(cases) for cases in sets.values()}) > 1:
         counts = ", ".join(f"{method}: {len(cases)}" for method, cases in sets.items())

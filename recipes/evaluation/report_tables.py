@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.pooling import Pool, Result
+from ssmvision.recipes.evaluation.postprocessing import POSTPROCESSING, read_rule
 from ssmvision.recipes.evaluation.runs import Run
-from ssmvision.recipes.segmentation.history import HISTORY
+from ssmvision.recipes.segmentation.history import HISTORY, TIMES
 from ssmvision.recipes.segmentation.report import Facts, Row, Table
 from ssmvision.recipes.segmentation.report_parts import flatten
 from ssmvision.recipes.segmentation.scores_table import number
 
-__all__ = ["cases_table", "dice_table", "read_history", "runs_table", "scores_tables", "settings_of"]
+__all__ = ["cases_table", "dice_table", "read_history", "rule_table", "runs_table", "scores_tables", "settings_of"]
 
 EMPTY = (
     "A case counts unless neither prediction nor reference has the class. Where only one has it, Dice and NSD are 0, "
@@ -119,13 +121,43 @@ def cases_table(pool: Pool, shown: Mapping[str, str]) -> Table:
     return Table("All cases", columns, tuple(rows), text_columns=6, group_by=1, folded=True)
 
 
-def read_history(run: Run) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv; NaN for what an epoch did not measure.
+def rule_table(runs: Sequence[Run]) -> Table | None:
+    """What `ssmvision postprocess` decided on these runs; None where it was not run on all of them, or differently.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: a rule's file is unusable.
     """
-    path = run.folder / HISTORY
+    paths = [run.folder / POSTPROCESSING for run in runs]
+    if not all(path.is_file() for path in paths):
+        return None
+    rules = [read_rule(path, run.labels) for path, run in zip(paths, runs, strict=True)]
+    decided = {(rule.foreground, rule.classes, rule.models) for rule in rules}
+    if len(decided) > 1 or {run.digest for run in runs} != set(rules[0].models):
+        return None
+    rows = [
+        Row((name, number(dice["before"], ".3f"), number(dice["after"], ".3f"))) for name, dice in rules[0].dice.items()
+    ]
+    caption = (
+        f"Decided on {rules[0].cases} held-out predictions: prediction {rules[0]}. The Dice after it is of the same "
+        "cases that decided it, so that the gain is not one on unseen cases. All other tables are without it."
+    )
+    return Table(
+        "Post-processing", ("Class", "Dice, as predicted", "Dice, after the rule"), tuple(rows), caption=caption
+    )
+
+
+def read_history(run: Run) -> list[dict[str, float]]:
+    """What a run noted of each epoch, its time included; NaN for what an epoch did not measure.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    rows, times = (_read_numbers(run.folder / name) for name in (HISTORY, TIMES))
+    seconds = {row["epoch"]: row["seconds"] for row in times}
+    return [row | {"seconds": seconds.get(row["epoch"], math.nan)} for row in rows]
+
+
+def _read_numbers(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -137,25 +169,21 @@ def read_history(run: Run) -> list[dict[str, float]]:
 def runs_table(
     runs: Sequence[Run], methods: Sequence[str], folds: Sequence[str], histories: Sequence[list[dict[str, float]]]
 ) -> Table:
-    """Length, time and memory of each training, as far as its history has them."""
+    """Length and time of each training."""
     rows = []
     for i, (run, method, fold, history) in enumerate(zip(runs, methods, folds, histories, strict=True), 1):
         epochs, steps = len(history), history[-1].get("step", math.nan) if history else math.nan
         seconds = history[-1].get("seconds", math.nan) if history else math.nan
-        memory = max(
-            (v for row in history for k, v in row.items() if "memory" in k and not math.isnan(v)), default=math.nan
-        )
         numbers = (
             str(len(run.split.training)),
             str(epochs),
             number(steps, ".0f"),
             number(seconds / 60, ".1f"),
             number(1000 * seconds / steps if steps else math.nan, ".0f"),
-            number(memory, ".2f"),
         )
         rows.append(Row((f"run {i}", method, fold, str(run.seed), *numbers)))
-    columns = ("Run", "Method", "Fold", "Seed", "Cases", "Epochs", "Steps", "Minutes", "ms per step", "Memory, GB")
-    caption = "Time from start to end, validations included; - where a training did not record it."
+    columns = ("Run", "Method", "Fold", "Seed", "Cases", "Epochs", "Steps", "Minutes", "ms per step")
+    caption = "Time from start to end, validations included."
     return Table("Trainings", columns, tuple(rows), text_columns=4, caption=caption)
 
 

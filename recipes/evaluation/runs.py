@@ -62,6 +62,12 @@ class Run:
         return not set(self.split.validation) & set(self.split.training)
 
     @property
+    def chosen_on_held_out(self) -> bool:
+        """Whether the training took its best epoch, or stopped early, by the Dice of the held-out cases."""
+        trainer = self.settings["trainer"]
+        return trainer.get("save") == "best" or trainer.get("early_stop_epochs") is not None
+
+    @property
     def network(self) -> str:
         """Name of the network and, where it has one, of its mixer."""
         architecture = self.card["architecture"]
