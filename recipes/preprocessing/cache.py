@@ -95,7 +95,8 @@ def fill_cache(
             f"preprocessing: {len(problems)} of {len(cases)} case(s) failed, the others are kept; mend or remove them "
             f"and run again: {'; '.join(problems)}"
         )
-    return found | {outcome.case: outcome.value for outcome in outcomes if outcome.value is not None}
+    found |= {outcome.case: outcome.value for outcome in outcomes if outcome.value is not None}
+    return {name: found[name] for name in cases}
 
 
 def _look_up(
