@@ -41,10 +41,13 @@ class StepBatches(Sampler[list[int]]):
 
 
 class SharedCases(Sampler[int]):
-    """Every case once over all processes: case i belongs to process i modulo `ranks`."""
+    """Every case once over all processes: case i belongs to process i modulo `ranks`.
+
+    A process without any takes the first case again, as Lightning wants something of everyone; see `gather_cases`.
+    """
 
     def __init__(self, cases: int, rank: int = 0, ranks: int = 1) -> None:
-        self.mine = range(rank, cases, ranks)
+        self.mine = range(rank, cases, ranks) or range(1)
 
     def __len__(self) -> int:
         return len(self.mine)

@@ -31,7 +31,8 @@ class DataConfig:
         validation_fraction: share of the training cases held out, chosen by the trainer's seed; at least one case
             when above 0; ignored where the datalist itself has a "validation" list.
         fold: cross-validation: train without this one of `folds` and validate on it (numbered from 0, the same cases as
-            nnU-Net's folds); "all" trains and validates on every case; null: the two settings above decide.
+            nnU-Net's folds); "all" trains and validates on every case; "each" makes one training of every fold, in
+            folders fold0, fold1, ... of `out`; null: the two settings above decide.
         folds: how many there are.
         orientation: axis codes that every image is turned to (exactly, by flips and transposes); null keeps the
             stored axes. Predictions are always turned back.
@@ -53,7 +54,7 @@ class DataConfig:
     root: Path
     validation_cases: tuple[str, ...] = ()
     validation_fraction: float = 0.2
-    fold: int | Literal["all"] | None = None
+    fold: int | Literal["all", "each"] | None = None
     folds: int = 5
     orientation: str | None = "RAS"
     spacing_mm: tuple[float, ...] | Literal["median"] | None = None

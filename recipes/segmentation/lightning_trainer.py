@@ -34,16 +34,18 @@ EXPECTED = (
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keeps Lightning's notices (hardware list, product tips) out of the run's own output; warnings stay."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in EXPECTED:
                 warnings.filterwarnings("ignore", message=f".*{message}.*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_accelerator(name: str, devices: int = 1) -> None:

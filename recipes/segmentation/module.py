@@ -15,13 +15,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import TrainerConfig
-from ssmvision.recipes.segmentation.infer import sliding_logits
 from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, last_nonfinite_gradient
 from ssmvision.recipes.segmentation.optimization import make_optimizer
-from ssmvision.recipes.segmentation.ranks import gather_cases
+from ssmvision.recipes.segmentation.ranks import first_of_ranks, gather_cases, mean_over_ranks
 from ssmvision.recipes.segmentation.seeds import seed_step
 from ssmvision.recipes.segmentation.spacing import SpacedNetwork
+from ssmvision.recipes.segmentation.streaming import stream_labels
 
 __all__ = ["SegmentationModule"]
 
@@ -63,7 +63,7 @@ class SegmentationModule(LightningModule):
         self.validation: dict[str, float] = {}
         self.skipped, self.streak, self.parts = 0, 0, 1
         self._cases: list[list[float]] = []
-        self._image, self._loss = torch.empty(0), torch.empty(0)
+        self._image, self._own, self._loss = (torch.empty(0) for _ in range(3))
         self._shape: tuple[int, ...] = ()
 
     @property
@@ -78,16 +78,16 @@ class SegmentationModule(LightningModule):
 
     def forget_batch(self) -> None:
         """Lets go of the latest batch's memory."""
-        self._image, self._loss = torch.empty(0), torch.empty(0)
+        self._image, self._own, self._loss = (torch.empty(0) for _ in range(3))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is no tensor of the module."""
-        checkpoint["steps"] = {"skipped": self.skipped, "streak": self.streak, "parts": self.parts}
+        checkpoint["steps"] = {name: getattr(self, name) for name in ("skipped", "streak", "parts", "validation")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
-        steps = checkpoint["steps"]
-        self.skipped, self.streak, self.parts = steps["skipped"], steps["streak"], steps["parts"]
+        for name, value in checkpoint["steps"].items():
+            setattr(self, name, value)
 
     def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
         """See `losses.segmentation_loss`."""
@@ -105,9 +105,9 @@ class SegmentationModule(LightningModule):
             if i < len(images):
                 with torch.autocast(self.device.type, enabled=False):
                     self.trainer.strategy.backward(loss, None)
-        self._loss = total
-        self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=False)
-        return {"loss": loss, "whole": total}
+        self._own, self._loss = total, mean_over_ranks(total)
+        self.log("train_loss", self._loss, prog_bar=True, on_step=True, on_epoch=False)
+        return {"loss": loss, "whole": self._loss}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: gradients are dropped before the step, as the parts of a batch add to them inside it."""
@@ -151,12 +151,11 @@ class SegmentationModule(LightningModule):
     ) -> None:
         """Clips by norm; a step whose loss or gradients are not finite is skipped.
 
-        Gradients are the mean over all processes here, so that those of one with a bad loss spoil everyone's.
+        Loss and gradients are means over all processes here, so that all of them decide alike.
         """
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
-        # With several processes the loss is each one's own, and all of them must decide alike.
-        if bool(torch.isfinite(norm if self.trainer.world_size > 1 else norm + self._loss)):
+        if bool(torch.isfinite(norm + self._loss)):
             self.streak = 0
             if self.config.gradient_clip:
                 nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
@@ -175,11 +174,8 @@ class SegmentationModule(LightningModule):
         if not bad_loss and scaler is not None and scaler.get_scale() > 1:
             return  # float16 overflowed under the loss scale alone, which now shrinks: a step of the scaler's search
         self.skipped, self.streak = self.skipped + 1, self.streak + 1
-        if bad_loss:
-            what, where = f"loss is {float(self._loss)}", first_nonfinite_module(self.network, self._image)
-        else:
-            name = last_nonfinite_gradient(self.network)
-            what, where = f"gradient norm is {float(norm)}", f"gradient of {name}" if name else "the sum of all squares"
+        what = f"loss is {float(self._loss)}" if bad_loss else f"gradient norm is {float(norm)}"
+        where = first_of_ranks(self._nonfinite_place(bad_loss))
         place = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; first non-finite: {where}"
         if self.streak < self.config.max_nonfinite_steps:
             warnings.warn(f"step skipped at {place}", stacklevel=2)
@@ -189,6 +185,14 @@ class SegmentationModule(LightningModule):
             f"{self.config.lr:g}) or use trainer.precision=32-true; last.ckpt holds the last good state"
         )
 
+    def _nonfinite_place(self, bad_loss: bool) -> str:
+        """Where it began in this process; empty where the loss is bad in another one."""
+        if bad_loss:
+            finite = bool(torch.isfinite(self._own))
+            return "" if finite else first_nonfinite_module(self.network, self._image)
+        name = last_nonfinite_gradient(self.network)
+        return f"gradient of {name}" if name else "the sum of all squares"
+
     def on_validation_epoch_start(self) -> None:
         """Forgets the cases of the last validation."""
         self._cases = []
@@ -196,8 +200,8 @@ class SegmentationModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Dice per class of one whole volume, by sliding windows; NaN where nobody marks the class."""
         self.spaced_result.set_spacing(batch["spacing_mm"][0, : len(self.patch_size)].tolist())
-        logits = sliding_logits(self._finest, batch["image"], self.patch_size)
-        prediction, label = logits.argmax(1), batch["label"][:, 0]
+        prediction = stream_labels(self._finest, batch["image"][0], self.patch_size)
+        label = batch["label"][0, 0]
         dice = []
         for i in self.classes.values():
             p, r = prediction == i, label == i
@@ -211,9 +215,10 @@ class SegmentationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Means per class over the cases that count, those of all processes."""
-        scores = torch.tensor(gather_cases(self._cases), dtype=torch.float64).nanmean(0).tolist()
+        rows = gather_cases(self._cases, len(cast(Any, self.trainer.val_dataloaders).dataset))
+        scores = torch.tensor(rows, dtype=torch.float64).nanmean(0).tolist()
         self.validation = dict(zip(self.classes, scores, strict=True))
-        self.log("val_dice", self.mean_dice, prog_bar=True, rank_zero_only=True)
+        self.log("val_dice", self.mean_dice, prog_bar=True, sync_dist=True)
 
     @property
     def mean_dice(self) -> float:

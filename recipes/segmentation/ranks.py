@@ -15,11 +15,12 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.stopping import SIGNALS, restored_handlers
 
-__all__ = ["gather_cases", "rank", "run_ranks"]
+__all__ = ["first_of_ranks", "gather_cases", "mean_over_ranks", "rank", "run_ranks"]
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -32,16 +33,34 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def gather_cases(mine: list[list[float]]) -> list[list[float]]:
-    """The rows of all processes in the order of the cases, which were dealt out in turn; collective."""
+def gather_cases(mine: list[list[float]], cases: int) -> list[list[float]]:
+    """The rows of all processes in the order of the `cases`, which were dealt out by `SharedCases`; collective."""
     if not dist.is_available() or not dist.is_initialized():
         return mine
     parts: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
-    return [row for rows in zip_longest(*parts) for row in rows if row is not None]
+    return [row for rows in zip_longest(*parts) for row in rows if row is not None][:cases]
 
 
-def run_ranks(work: Callable[[A], T], argument: A, ranks: int) -> T:
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of every process's value; collective."""
+    if not dist.is_available() or not dist.is_initialized():
+        return value
+    mean = value.clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
+
+
+def first_of_ranks(text: str) -> str:
+    """The first text of a process that is not empty; collective."""
+    if not dist.is_available() or not dist.is_initialized():
+        return text
+    texts = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return next((found for found in texts if found), "")
+
+
+def run_ranks(work: Callable[[A], T], argument: A, ranks: int, fork: bool = False) -> T:
     """Runs `work(argument)` in `ranks` new processes that Lightning joins to one training; the first one's result.
 
     SIGTERM and Ctrl-C are passed on to the processes, which end after the running step, and so does this one then.
@@ -50,6 +69,7 @@ def run_ranks(work: Callable[[A], T], argument: A, ranks: int) -> T:
         work: importable function.
         argument: can be pickled, as can the result.
         ranks: number of processes.
+        fork: from one process that imports everything once, which CUDA does not survive.
 
     Raises:
         UserError: what a process raised as such, or a process died.
@@ -58,10 +78,15 @@ def run_ranks(work: Callable[[A], T], argument: A, ranks: int) -> T:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
+    context: Any = mp.get_context("forkserver" if fork and "forkserver" in mp.get_all_start_methods() else "spawn")
+    if fork:
+        context.set_forkserver_preload([work.__module__])
+    environment = dict(os.environ) | {"NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
-        context.Process(target=_run_rank, args=(work, argument, r, ranks, port, pipes[r][1])) for r in range(ranks)
+        context.Process(target=_run_rank, args=(work, argument, environment | {"LOCAL_RANK": str(r)}, pipes[r][1]))
+        for r in range(ranks)
     ]
     with restored_handlers():
         received = _pass_on(processes)
@@ -76,12 +101,11 @@ def run_ranks(work: Callable[[A], T], argument: A, ranks: int) -> T:
     return cast(T, _result(processes, outcomes))
 
 
-def _run_rank(work: Callable[[Any], Any], argument: Any, number: int, ranks: int, port: int, send: Connection) -> None:
-    os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _run_rank(work: Callable[[Any], Any], argument: Any, environment: dict[str, str], send: Connection) -> None:
+    os.environ |= environment
     try:
         result = work(argument)
-        send.send(("result", result if number == 0 else None))
+        send.send(("result", result if rank() == 0 else None))
     except UserError as error:
         send.send(("error", str(error)))
         sys.exit(2)

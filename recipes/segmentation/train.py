@@ -27,7 +27,7 @@ from ssmvision.recipes.segmentation.faults import loader_faults, memory_advice
 from ssmvision.recipes.segmentation.folds import split
 from ssmvision.recipes.segmentation.history import HISTORY, History
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
-from ssmvision.recipes.segmentation.loading import loaders
+from ssmvision.recipes.segmentation.loading import loaders, open_cases
 from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.segmentation.planned import apply_plan
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
@@ -108,13 +108,16 @@ def run(config: TrainConfig) -> RunResult:
     job = Job(config, dataset, preprocessing, tuple(spacing), architecture)
     if config.trainer.devices == 1:
         return train(job)
-    return run_ranks(train, job, config.trainer.devices)
+    open_cases(config, dataset, preprocessing)  # fills the cache once, not in every process
+    return run_ranks(train, job, config.trainer.devices, fork=config.trainer.accelerator == "cpu")
 
 
 def _split(config: TrainConfig) -> Dataset:
     dataset, data = read_dataset(config.data.root), config.data
     if data.fold is None:
         dataset = hold_out(dataset, data.validation_cases, data.validation_fraction, config.trainer.seed)
+    elif data.fold == "each":
+        raise ValueError("data.fold is 'each', which is several trainings; see fold_runs.run")
     else:
         dataset = split(dataset, data.fold, data.folds)
     needed = {"early_stop_epochs": config.trainer.early_stop_epochs is not None, "save": config.trainer.save == "best"}

@@ -84,7 +84,7 @@ COMMANDS = (
         "train",
         "train a segmentation network on your own volumes",
         f"{_SEGMENTATION}.config:TrainConfig",
-        f"{_SEGMENTATION}.train:run",
+        f"{_SEGMENTATION}.fold_runs:run",
         extra="recipes",
     ),
     Command(
