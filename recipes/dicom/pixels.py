@@ -78,7 +78,7 @@ def _file_pixels(file: Path) -> NDArray[Any]:
 
 
 def _check_decoder(file: Path, data: Any) -> None:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders import get_decoder
 
     syntax = data.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:

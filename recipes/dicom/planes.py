@@ -69,8 +69,9 @@ class Plane:
     @property
     def normal(self) -> NDArray[np.float64]:
         """(3,) unit vector out of the slice."""
-        normal = np.cross(*self.directions)
-        return normal / np.linalg.norm(normal)
+        normal: NDArray[np.float64] = np.cross(*self.directions)
+        normal /= np.linalg.norm(normal)
+        return normal
 
 
 def planes_of(path: Path, header: Any) -> list[Plane]:

@@ -48,7 +48,8 @@ def frame_slices(path: Path, header: Any, grid: Grid) -> NDArray[np.intp]:
             f"{path}: {int(wrong.sum())} of {len(planes)} frames lie on no slice of the series; export it on the grid "
             "of its series"
         )
-    return slices.astype(np.intp)
+    found: NDArray[np.intp] = slices.astype(np.intp)
+    return found
 
 
 def _corners(plane: Plane) -> NDArray[np.float64]:
@@ -108,7 +109,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     Raises:
         UserError: the file is damaged.
     """
-    from pydicom.pixels import iter_pixels
+    from pydicom.pixels.utils import iter_pixels
 
     frames = iter_pixels(path, indices=list(indices)) if indices else iter(())
     for _ in indices:
