@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import SliceInferer, SlidingWindowInferer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,32 +22,7 @@ from ssmvision.recipes.segmentation.resampling import Regrid
 from ssmvision.recipes.segmentation.streaming import WindowGrid, stream_logits
 from ssmvision.recipes.segmentation.weights import ModelCard, open_model
 
-__all__ = ["Predictor", "load_model", "sliding_logits"]
-
-
-def sliding_logits(
-    network: Callable[[Tensor], Tensor], image: Tensor, patch_size: Sequence[int], overlap: float = 0.5
-) -> Tensor:
-    """Logits of whole volumes at once from overlapping windows with Gaussian weights (sigma = patch / 8).
-
-    Args:
-        network: (1, C, *patch) to (1, K, *patch).
-        image: (B, C, X, Y, Z); an axis shorter than the patch is padded with zeros and cropped.
-        patch_size: three sizes, or two for a network that takes slices along the last axis.
-        overlap: share of the patch by which windows overlap, in [0, 1).
-
-    Returns:
-        (B, K, X, Y, Z).
-    """
-    arguments: dict[str, Any] = {
-        "roi_size": tuple(patch_size),
-        "overlap": overlap,
-        "mode": "gaussian",
-        "sigma_scale": 0.125,
-        "padding_mode": "constant",
-    }
-    inferer = SlidingWindowInferer(**arguments) if len(patch_size) == 3 else SliceInferer(spatial_dim=2, **arguments)
-    return cast(Tensor, inferer(image, network))
+__all__ = ["Predictor", "load_model"]
 
 
 class Predictor:

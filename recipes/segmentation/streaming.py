@@ -17,7 +17,7 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Block", "WindowGrid", "stream_logits"]
+__all__ = ["Block", "WindowGrid", "stream_labels", "stream_logits"]
 
 SIGMA_SCALE = 0.125
 FLOAT32_BYTES = 4
@@ -236,6 +236,23 @@ def stream_logits(
             block = _crop(accumulator.add(values, place), before, image)
             if block.logits.numel():
                 yield block
+
+
+def stream_labels(
+    network: Callable[[Tensor], Tensor], image: Tensor, patch_size: Sequence[int], overlap: float = 0.5
+) -> Tensor:
+    """Class with the largest logit per voxel; memory follows the window, not the volume times the classes.
+
+    Args:
+        network, image, patch_size, overlap: as `stream_logits`.
+
+    Returns:
+        (X, Y, Z) int16 where `image` is.
+    """
+    labels = torch.empty(image.shape[1:], dtype=torch.int16, device=image.device)
+    for block in stream_logits(network, image, patch_size, overlap):
+        labels[block.box] = block.logits.argmax(0).to(torch.int16)
+    return labels
 
 
 def _pad(image: Tensor, shape: Triple, before: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import SliceInferer, sliding_window_inference
 from torch import Tensor, nn
 
-from ssmvision.recipes.segmentation.streaming import WindowGrid, stream_logits
+from ssmvision.recipes.segmentation.streaming import WindowGrid, stream_labels, stream_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,6 +74,7 @@ def test_equals_whole_volume_accumulation(shape: tuple[int, ...], patch: tuple[i
     plain = whole(image, net, patch, overlap, (0, 1, 2))
     torch.testing.assert_close(found, plain, rtol=0, atol=2e-6)
     assert torch.equal(found.argmax(0), plain.argmax(0))
+    assert torch.equal(stream_labels(net, image, patch, overlap), found.argmax(0).short())
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((20, 18, 5), (8, 8)), ((7, 9, 3), (8, 12)), ((8, 8, 1), (8, 8))])
