@@ -14,8 +14,9 @@ class ValidateConfig:
     """Predictions of trainings for the cases that each held out, and their scores.
 
     Args:
-        runs: run folders, such as the folds of a cross-validation; each receives validation/CASE.nii.gz, scores.json
-            and scores.csv. Cases that are there already and come from the same weights are kept.
+        runs: run folders, such as the folds of a cross-validation, or the folder that holds these; each receives
+            validation/CASE.nii.gz, scores.json and scores.csv. Cases that are there already and come from the same
+            weights are kept.
         data: the dataset, where it no longer lies where the training found it; null: as in the run's config.json.
         overwrite: predict all cases again.
         overlap: of neighbouring windows, as a share of the patch, in [0, 1).
@@ -53,8 +54,8 @@ class PostprocessConfig:
     """Decision, on held-out predictions, whether to keep only the largest component of the classes.
 
     Args:
-        runs: run folders that `ssmvision validate` has been run on, usually all folds; each receives
-            postprocessing.json, which `ssmvision predict` then applies to label maps unless told otherwise.
+        runs: run folders that `ssmvision validate` has been run on, usually all folds, or the folder that holds these;
+            each receives postprocessing.json, which `ssmvision predict` then applies unless told otherwise.
         out: another file for the decision, to pass to `predict --postprocessing`; null: none.
         data: the dataset, where it no longer lies where the training found it; null: as in the run's config.json.
         overwrite: replace an earlier decision.
@@ -71,7 +72,7 @@ class ReportConfig:
     """One HTML file on one or several trainings, with CSV and JSON beside it.
 
     Args:
-        runs: run folders that `ssmvision validate` has been run on: folds, seeds, other networks.
+        runs: run folders that `ssmvision validate` has been run on, or folders of them: folds, seeds, other networks.
         out: the HTML file; tables go to files of the same name ending in .csv and .json.
         names: one for each run; runs of the same name are folds and seeds of one row of the table. Empty: the name of
             the network.

@@ -153,12 +153,15 @@ def open_run(folder: Path) -> Run:
 def open_runs(folders: Sequence[Path]) -> list[Run]:
     """Several runs that can be compared.
 
+    Args:
+        folders: run folders; one that holds run folders, such as fold0 to fold4, stands for them.
+
     Raises:
         UserError: see `open_run`; or none or one twice is given, or their labels differ.
     """
     if not folders:
         raise UserError("runs: no run folder given; give at least one")
-    runs = [open_run(folder) for folder in folders]
+    runs = [open_run(inner) for folder in folders for inner in _expand(folder)]
     seen: set[Path] = set()
     for run in runs:
         if run.folder.resolve() in seen:
@@ -170,3 +173,9 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
                 "give runs on the same labels"
             )
     return runs
+
+
+def _expand(folder: Path) -> list[Path]:
+    if not folder.is_dir() or (folder / CARD).is_file():
+        return [folder]
+    return sorted(inner for inner in folder.iterdir() if (inner / CARD).is_file()) or [folder]

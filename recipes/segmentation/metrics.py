@@ -141,7 +141,13 @@ def score_mask(
 def _surface_scores(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> tuple[float, float]:
-    """NSD and HD95 of two masks that are not empty, on the part of the volume that holds them."""
+    """NSD and HD95 of two masks that are not empty, on the part of the volume that holds them.
+
+    In an image of a single slice surfaces are outlines: it has no voxels above and below whose lack would count.
+    """
+    flat = [axis for axis, n in enumerate(prediction.shape) if n == 1][:1]
+    prediction, reference = (np.squeeze(mask, tuple(flat)) for mask in (prediction, reference))
+    spacing_mm = [edge for axis, edge in enumerate(spacing_mm) if axis not in flat]
     # One empty voxel around: a mask at the border of the volume has its surface there.
     occupied = np.argwhere(prediction | reference)
     box = tuple(slice(a, b + 1) for a, b in zip(occupied.min(0), occupied.max(0), strict=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.evaluation.postprocessing import POSTPROCESSING
 from ssmvision.recipes.planning.plan_file import plan_text, read_plan
 from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
@@ -22,7 +23,7 @@ __all__ = ["CONFIG", "check_config", "prepare_folder"]
 
 CONFIG = "config.json"
 PLAN = "used_plan.json"
-FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, TIMES, CONFIG, PLAN, SPLIT)
+FILES = (WEIGHTS, CARD, LAST, PREVIOUS, DIGESTS, HISTORY, TIMES, CONFIG, PLAN, SPLIT, POSTPROCESSING)
 # Settings that may differ on resuming, since they change neither the weights' shapes nor the patches.
 FREE = {
     *(

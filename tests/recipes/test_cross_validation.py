@@ -43,7 +43,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         data = DataConfig(root, validation_cases=(case,))
         config = TrainConfig(data, out / f"fold{i}", model, trainer=trainer, patch_size=(16, 16, 8))
         folders.append(train.run(config).out)
-    assert main(["validate", *map(str, folders), "--threads", "1"]) == 0
+    assert main(["validate", str(out), "--threads", "1"]) == 0, "the folder that holds the folds stands for them"
     return folders
 
 

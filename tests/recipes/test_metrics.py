@@ -57,6 +57,17 @@ def test_shift_by_one_voxel_is_measured_in_mm(axis: int, distance: float) -> Non
     assert score_mask(np.roll(reference, 1, axis), reference, SPACING, distance + 0.01).nsd == pytest.approx(1)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_has_outlines(axis: int) -> None:
+    """A square in a larger one: their outlines are 3 pixels apart, although the larger one holds all of the smaller."""
+    large, small = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    large[2:18, 2:18], small[5:15, 5:15] = True, True
+    spacing = np.insert([2.0, 2.0], axis, 5.0).tolist()
+    score = score_mask(*(np.expand_dims(mask, axis) for mask in (small, large)), spacing, 1.0)
+    assert score.nsd == 0
+    assert score.hd95_mm > 6
+
+
 def test_a_mask_that_fills_the_volume_has_a_surface_at_its_border() -> None:
     full = np.ones(SHAPE, bool)
     score = score_mask(full, full, SPACING, 1.0)
