@@ -14,6 +14,7 @@ from ssmvision.recipes.segmentation.config import DataConfig, TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
 from ssmvision.recipes.segmentation.planned import apply_plan
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
+from ssmvision.recipes.segmentation.ranks import rank
 from ssmvision.recipes.segmentation.writing import check_folder
 
 __all__ = ["prepare_cases", "run"]
@@ -39,7 +40,7 @@ def prepare_cases(folder: Path, how: Preprocessing, dataset: Dataset, workers: i
     Raises:
         UserError: see `cache.fill_cache`.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=rank() > 0)  # of several processes of a training, the first one tells
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("preparing cases", total=len({*dataset.training, *dataset.validation}))
         found = fill_cache(folder, how, dataset, workers, lambda case: progress.advance(bar))

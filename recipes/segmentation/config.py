@@ -48,7 +48,7 @@ class DataConfig:
             folder, else none, see `cache`.
         cache: without such a folder, keep the preprocessed cases in memory.
         num_workers: worker processes of the training loader; 0 loads in the main process; null: with a cache folder one
-            per CPU core but one, at most 12, else 0.
+            per CPU core but one, at most 12 (of several GPUs each has its share), else 0.
     """
 
     root: Path

@@ -136,7 +136,7 @@ def count_loader_workers(config: TrainConfig) -> int:
     if cache_folder(config) is None:
         return 0  # every process would hold all cases
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 0), MAX_WORKERS)
+    return min(max(cores // config.trainer.devices - 1, 0), MAX_WORKERS)
 
 
 def single_case(batch: list[dict[str, Any]]) -> dict[str, Any]:
