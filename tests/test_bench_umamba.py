@@ -64,7 +64,7 @@ def test_table_leaves_out_what_is_not_known() -> None:
 def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["--networks", "twin,vim"], "'vim' is not known; choose from twin, bot, enc"),
-        (["--precisions", "fp8"], "'fp8' is not known; choose from float32, bfloat16"),
+        (["--precisions", "fp8"], "'fp8' is not known; choose from float32, tf32, bfloat16"),
         (["--steps", "0"], "give 1 or more"),
     ):
         assert main(["bench", "umamba", "--shape", "tiny", *words]) == 2

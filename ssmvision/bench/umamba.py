@@ -27,6 +27,7 @@ __all__ = ["NETWORKS", "PRECISIONS", "SHAPES", "UMambaRow", "UMambaSize", "measu
 NETWORKS = ("twin", "bot", "enc")
 PRECISIONS = {
     "float32": None,
+    "tf32": None,
     "bfloat16": torch.bfloat16,
     "bfloat16_ssm": torch.bfloat16,
     "float16": torch.float16,
@@ -127,23 +128,21 @@ def _machine(config: BenchUMambaConfig) -> str:
     versions = f"torch {torch.__version__}; Python {platform.python_version()}"
     if config.device == "cpu":
         return f"{cpu_name()}, {torch.get_num_threads()} threads; {batch}; {versions}"
-    tf32 = {True: "TF32", False: "float32"}
-    kinds = f"convolutions {tf32[torch.backends.cudnn.allow_tf32]}"
-    kinds += f", matrix products {tf32[torch.backends.cuda.matmul.allow_tf32]}"
-    return f"{torch.cuda.get_device_name()}; {batch}; float32 layers: {kinds}; {versions}"
+    kind = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+    return f"{torch.cuda.get_device_name()}; {batch}; convolutions of float32 layers in {kind}; {versions}"
 
 
 def measure(config: BenchUMambaConfig, network: str, precision: str) -> UMambaRow:
     """One row, on a network of its own, without ratios."""
     row = UMambaRow(network, precision, SHAPES[config.shape].batch)
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    before = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = True, precision == "tf32"
     try:
         return _timed(row, config)
     except torch.OutOfMemoryError:
         return replace(row, missing="out of memory")
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = before
         gc.collect()
         if config.device == "cuda":
             torch.cuda.empty_cache()

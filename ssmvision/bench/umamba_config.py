@@ -22,8 +22,10 @@ class BenchUMambaConfig:
         device: where to run.
         shape: "abdomen_ct" (two patches of 40 x 224 x 192, six stages of 32 to 320 channels, 14 classes) or "tiny".
         networks: out of twin, bot and enc, separated by commas; "twin" is "enc" without its state-space layers.
-        precisions: out of float32, bfloat16, bfloat16_ssm and float16, separated by commas. All but the first are
-            autocast, from which the state-space layers are left out (they compute in float32) but for bfloat16_ssm.
+        precisions: out of float32, tf32, bfloat16, bfloat16_ssm and float16, separated by commas. PyTorch lets
+            convolutions of float32 layers use TF32; "tf32" lets matrix products use it too, as
+            `torch.set_float32_matmul_precision("high")` does. The others are autocast, from which the state-space
+            layers are left out (they compute in float32) but for bfloat16_ssm.
         channels_last: memory order of images and weights.
         steps: timed steps after a warm-up of three; the median counts.
         threads: CPU threads; 0 keeps PyTorch's choice.
@@ -34,7 +36,7 @@ class BenchUMambaConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     shape: Literal["abdomen_ct", "tiny"] = "abdomen_ct"
     networks: str = "twin,bot,enc"
-    precisions: str = "float32,bfloat16"
+    precisions: str = "float32,tf32,bfloat16"
     channels_last: bool = False
     steps: int = 10
     threads: int = 0
