@@ -11,7 +11,7 @@ from ssmvision.recipes.checking.dicom_labels import check_contours, check_segmen
 from ssmvision.recipes.checking.findings import Findings
 from ssmvision.recipes.checking.volumes import CaseReport, CheckTask
 from ssmvision.recipes.dicom.files import is_dicom, read_header, require, visible_files
-from ssmvision.recipes.dicom.labels import open_labels
+from ssmvision.recipes.dicom.labels import LabelFile, open_labels
 from ssmvision.recipes.dicom.scan import FoundSeries, Scan, scan
 from ssmvision.recipes.dicom.series import Series, series_from
 
@@ -87,6 +87,8 @@ def check_dicom_case(task: CheckTask) -> CaseReport:
     if case.label is not None:
         path = case.label
         labels = findings.attempt(path, lambda: open_labels(path))
+        if labels is not None:
+            _check_frames(findings, labels, series)
         if labels is not None and labels.contours is not None:
             check_contours(findings, path, labels.contours, grid)
         elif labels is not None:
@@ -95,3 +97,12 @@ def check_dicom_case(task: CheckTask) -> CaseReport:
     channels = 1 if values.ndim == 3 else int(values.shape[3])
     found = tuple(findings.found)
     return CaseReport(case.id, case.split, found, channels, grid.shape, grid.spacing_mm, codes)
+
+
+def _check_frames(findings: Findings, labels: LabelFile, series: Series) -> None:
+    """One finding at most: a program that confuses frames of reference does so for all regions."""
+    count = len(findings.found)
+    for number in labels.names:
+        findings.attempt(labels.path, lambda number=number: labels.check_frame(number, series))  # type: ignore[misc]
+        if len(findings.found) > count:
+            return

@@ -44,10 +44,27 @@ class LabelFile:
         Raises:
             UserError: as `contour_mask` and `segment_mask`.
         """
+        self.check_frame(number, series)
         if self.contours is None:
             return segment_mask(self.path, self.header, number, series.grid)
         name, contours = self.contours[number]
         return contour_mask(self.path, name, contours, series, note)
+
+    def check_frame(self, number: int, series: Series) -> None:
+        """Refuses a region that is given in other coordinates than the series.
+
+        Raises:
+            UserError: both state a frame of reference, and not the same.
+        """
+        stated = self.header.get("FrameOfReferenceUID")
+        if self.contours is not None:
+            rois = self.header.get("StructureSetROISequence") or ()
+            stated = next((r.get("ReferencedFrameOfReferenceUID") for r in rois if int(r.ROINumber) == number), None)
+        if stated and series.frame_of_reference and str(stated) != series.frame_of_reference:
+            raise UserError(
+                f"{self.path}: region {self.names[number]!r} has another frame of reference than {series.path}, so its "
+                "coordinates mean other places; pair it with the series that it was drawn on, or resample it"
+            )
 
 
 def open_labels(path: Path) -> LabelFile:

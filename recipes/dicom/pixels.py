@@ -34,18 +34,16 @@ def read_pixels(planes: Sequence[Plane]) -> NDArray[Any]:
         UserError: a file is cut short, or compressed in a way that no installed package decodes.
     """
     whole = all(p.slope.is_integer() and p.intercept.is_integer() and p.bits <= _INTEGER_BITS for p in planes)
-    dtype = np.uint8 if planes[0].photometric == "RGB" else np.int32 if whole else np.float32
+    dtype = np.uint8 if planes[0].photometric == "RGB" else np.int16 if whole else np.float32
     stack: NDArray[Any] | None = None
     for index, (plane, pixels) in enumerate(_decoded(planes)):
         values = pixels if dtype is np.uint8 else pixels * plane.slope + plane.intercept
         # Only now: a header may promise any size, a decoded slice has its own.
         stack = np.empty((len(planes), *values.shape), dtype) if stack is None else stack
+        if stack.dtype == np.int16 and max(-values.min() - 1, values.max()) > np.iinfo(np.int16).max:
+            stack = stack.astype(np.int32)
         stack[index] = values
     assert stack is not None  # there is at least one slice
-    if stack.dtype == np.int32:
-        limits = np.iinfo(np.int16)
-        small = limits.min <= stack.min() and stack.max() <= limits.max
-        stack = stack.astype(np.int16) if small else stack
     return np.swapaxes(stack, 0, 2)
 
 
@@ -78,7 +76,7 @@ def _file_pixels(file: Path) -> NDArray[Any]:
 
 
 def _check_decoder(file: Path, data: Any) -> None:
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = data.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:

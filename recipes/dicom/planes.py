@@ -97,6 +97,8 @@ def _planes(path: Path, header: Any) -> Iterator[Plane]:
         raise UserError(f"{path}: its pixels are {kind}; convert them to MONOCHROME2 or RGB, or the series to NIfTI")
     if "ModalityLUTSequence" in header:
         raise UserError(f"{path}: its values go through a ModalityLUTSequence; export it with a rescale slope instead")
+    if "MOSAIC" in (header.get("ImageType") or ()):
+        raise UserError(f"{path}: is a mosaic of slices; export it as an enhanced image or as one file per slice")
     frames = int(header.get("NumberOfFrames") or 1)
     shared = _first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []

@@ -29,6 +29,7 @@ class Series:
         path: folder or file.
         uid: SeriesInstanceUID.
         modality: such as CT, MR or PT.
+        frame_of_reference: UID of the coordinates that the geometry is in; "" where none is stated.
         planes: slices in order; `planes[k]` is `voxels()[:, :, k]`.
         grid: shape (columns, rows, slices) and affine (RAS+), with a NIfTI header that states the same.
         tilt_degrees: above 0 where the gantry was tilted, so that the affine is sheared.
@@ -37,6 +38,7 @@ class Series:
     path: Path
     uid: str
     modality: str
+    frame_of_reference: str
     planes: tuple[Plane, ...]
     grid: Grid
     tilt_degrees: float
@@ -93,8 +95,15 @@ def series_from(path: Path, images: Sequence[tuple[Path, Any]]) -> Series:
     shape = (*stack.planes[0].size, len(planes))
     header = images[0][1]
     grid = Grid(path, shape, stack.affine, _nifti_header(stack.affine, stack.tilt_degrees > 0))
-    modality = str(header.get("Modality", ""))
-    return Series(path, str(header.get("SeriesInstanceUID", "")), modality, stack.planes, grid, stack.tilt_degrees)
+    return Series(
+        path,
+        str(header.get("SeriesInstanceUID", "")),
+        str(header.get("Modality", "")),
+        _frame_of_reference(images),
+        stack.planes,
+        grid,
+        stack.tilt_degrees,
+    )
 
 
 def _choose(path: Path, images: Sequence[tuple[Path, Any]], which: str | None) -> list[tuple[Path, Any]]:
@@ -137,6 +146,18 @@ def _check_copies(path: Path, images: Sequence[tuple[Path, Any]]) -> None:
         if instance in seen:
             raise UserError(f"{path}: {seen[instance].name} and {file.name} are copies of one instance; remove one")
         seen[instance] = file
+
+
+def _frame_of_reference(images: Sequence[tuple[Path, Any]]) -> str:
+    first_file, first = images[0]
+    expected = str(first.get("FrameOfReferenceUID") or "")
+    for file, header in images[1:]:
+        if str(header.get("FrameOfReferenceUID") or "") != expected:
+            raise UserError(
+                f"{file}: has another FrameOfReferenceUID than {first_file.name}, so they do not share coordinates; "
+                "put slices of one scan into a folder"
+            )
+    return expected
 
 
 def _nifti_header(affine: NDArray[np.float64], sheared: bool) -> Any:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ssmvision.cli import main
 from ssmvision.errors import UserError
+from ssmvision.recipes.checking.command import check
+from ssmvision.recipes.checking.config import CheckConfig
 from ssmvision.recipes.dicom.import_config import ImportConfig
 from ssmvision.recipes.dicom.importing import run
 from ssmvision.recipes.dicom.labels import label_map, matching, open_labels
@@ -100,6 +102,22 @@ def test_a_contour_on_another_slice_than_it_refers_to(tmp_path: Path) -> None:
     save(tmp_path / "rs.dcm", data)
     with pytest.raises(UserError, match=r"contour 1 refers to IM96\.dcm, but lies on IM97\.dcm"):
         label_map(open_labels(tmp_path / "rs.dcm"), read_series(tmp_path / "ct"), {"tumour": ["GTV"]})
+
+
+def test_contours_in_other_coordinates(tmp_path: Path) -> None:
+    scanner = Scanner()
+    classic(tmp_path / "ct", VALUES, scanner)
+    data = rtstruct(tmp_path / "rs.dcm", scanner, {"GTV": [box(scanner, *OUTER, 2)]})
+    data.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = scanner.frame
+    save(tmp_path / "rs.dcm", data)
+    series = read_series(tmp_path / "ct")
+    np.testing.assert_array_equal(label_map(open_labels(tmp_path / "rs.dcm"), series, {"x": ["GTV"]}), expected(2))
+    data.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+    save(tmp_path / "rs.dcm", data)
+    with pytest.raises(UserError, match=r"rs\.dcm: region 'GTV' has another frame of reference than .*ct"):
+        label_map(open_labels(tmp_path / "rs.dcm"), series, {"x": ["GTV"]})
+    findings = check(CheckConfig(tmp_path, workers=1)).findings
+    assert sum("another frame of reference" in finding.problem for finding in findings) == 1
 
 
 def test_names_match_exactly_or_as_globs() -> None:

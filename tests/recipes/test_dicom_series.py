@@ -155,8 +155,7 @@ def test_a_missing_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_bits_beyond_those_stored_are_no_values(tmp_path: Path) -> None:
     """Old scanners kept overlays in the upper four of sixteen bits."""
     for k in range(2):
-        data = slice_of(Scanner().with_tags(BitsStored=12, HighBit=11), VALUES[..., k].T + 1024, k)
-        data.SeriesInstanceUID = "1.2.3"
+        data = slice_of(SCANNER.with_tags(BitsStored=12, HighBit=11), VALUES[..., k].T + 1024, k)
         stored = np.frombuffer(data.PixelData, np.uint16) | 0x4000
         data.PixelData = stored.astype(np.uint16).tobytes()
         save(tmp_path / f"{k}.dcm", data)
@@ -259,6 +258,11 @@ ZOO: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zero orientation": (retagged(ImageOrientationPatient=[0] * 6), r"IM97\.dcm: ImageOrientationPatient is \[0\.0, 0"),
     "short position": (retagged(ImagePositionPatient=[1, 2]), r"IM97\.dcm: its geometry cannot be read \(2 numbers"),
     "lookup table": (retagged(ModalityLUTSequence=[Dataset()]), r"IM97\.dcm: its values go through a ModalityLUT"),
+    "other coordinates": (
+        retagged(FrameOfReferenceUID="1.2.3"),
+        r"IM97\.dcm: has another FrameOfReferenceUID than IM94",
+    ),
+    "mosaic": (retagged(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]), r"IM97\.dcm: is a mosaic of slices"),
     "inverted": (retagged(PhotometricInterpretation="MONOCHROME1"), r"IM97\.dcm: its pixels are MONOCHROME1"),
     "unknown depth": (alone(SliceThickness=None), r"one\.dcm: one slice with no SliceThickness"),
     "enhanced, one frame lost": (
