@@ -30,7 +30,7 @@ from ssmvision.recipes.segmentation.figures import (
     to_ras,
 )
 
-__all__ = ["contours_png", "distributions_png", "training_png"]
+__all__ = ["contours_png", "distributions_png", "largest_error", "training_png"]
 
 Volume = NDArray[Any]
 DPI = 110
@@ -55,12 +55,11 @@ def contours_png(
         ValueError: the shapes differ.
     """
     if not image.shape == reference.shape == prediction.shape:
-        raise ValueError(
-            f"image, reference and prediction of shapes {image.shape}, {reference.shape}, {prediction.shape}"
-        )
+        shapes = f"{image.shape}, {reference.shape} and {prediction.shape}"
+        raise ValueError(f"image, reference and prediction have the shapes {shapes}; expected equal ones")
     volume, spacing = to_ras(image, affine)
     truth, found = (to_ras(labels, affine)[0] for labels in (reference, prediction))
-    error = _largest_error(truth, found)
+    error = largest_error(truth, found)
     size_mm = [n * s for n, s in zip(volume.shape, spacing, strict=True)]
     planes = [plane for plane in PLANES if min(volume.shape[plane.across], volume.shape[plane.up]) > 1]
     widths = [size_mm[plane.across] for plane in planes]
@@ -72,17 +71,16 @@ def contours_png(
     for axes, plane in zip(grid, planes, strict=True):
         index = int(error.sum(axis=tuple(a for a in range(3) if a != plane.axis)).argmax())
         _draw_slice(axes, cut_plane(volume, plane, index), plane, size_mm, shades)
-        for value in classes.values():
-            if value != 0:
-                colour = PALETTE[(value - 1) % len(PALETTE)]
-                _outline(axes, cut_plane(truth == value, plane, index), plane, size_mm, colour, "solid")
-                _outline(axes, cut_plane(found == value, plane, index), plane, size_mm, colour, "dashed")
+        for labels, style in ((truth, "solid"), (found, "dashed")):
+            cut = cut_plane(labels, plane, index)
+            for value in (value for value in classes.values() if value != 0):
+                _outline(axes, cut == value, plane, size_mm, PALETTE[(value - 1) % len(PALETTE)], style)
         axes.set_title(plane.name, fontsize=9)
     _legend(figure, [name for name, value in classes.items() if value], classes)
     return to_png(figure, DPI)
 
 
-def _largest_error(truth: Volume, found: Volume) -> NDArray[np.bool_]:
+def largest_error(truth: Volume, found: Volume) -> NDArray[np.bool_]:
     """The largest connected set of wrong voxels; where there are none, what is labelled."""
     wrong = truth != found
     if not wrong.any():

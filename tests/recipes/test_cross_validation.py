@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import nibabel
@@ -13,12 +14,16 @@ import pytest
 from ssmvision.cli import main
 from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.config import ValidateConfig
-from ssmvision.recipes.evaluation.pooling import pool
+from ssmvision.recipes.evaluation.lesions import Lesions
+from ssmvision.recipes.evaluation.pictures import contours_png, largest_error
+from ssmvision.recipes.evaluation.pooling import Pool, Result, pool
 from ssmvision.recipes.evaluation.runs import open_run, open_runs
 from ssmvision.recipes.evaluation.validate import run as validate
 from ssmvision.recipes.segmentation import train
 from ssmvision.recipes.segmentation.config import DataConfig, ModelConfig, TrainConfig, TrainerConfig
-from tests.recipes.synthetic import nnunet_folder, save
+from ssmvision.recipes.segmentation.metrics import Score
+from ssmvision.recipes.segmentation.scores import Rules
+from tests.recipes.synthetic import OBLIQUE, nnunet_folder, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -188,3 +193,44 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], tmp_path: Pa
     other = dataclasses.replace(scores[1], rules=dataclasses.replace(scores[1].rules, lesion_iou=0.5))
     with pytest.raises(UserError, match="NSD tolerance or lesion rule differ"):
         pool(both, [scores[0], other])
+
+
+def result(fold: str, seed: int, case: str, dice: float, state: str = "ok") -> Result:
+    score = Score(case, "x", dice, dice, 1 - dice, 1.0, 2.0, state, Lesions(2, 1, 3, 2))  # type: ignore[arg-type]
+    return Result(1, "net", "run", fold, seed, score)
+
+
+def test_spreads_of_cases_folds_and_seeds_are_kept_apart() -> None:
+    rows = (
+        *(result("0", 0, "a", 0.8), result("0", 0, "b", 0.6), result("1", 0, "c", 0.4)),
+        *(result("0", 1, "a", 0.6), result("0", 1, "b", 0.6), result("0", 0, "empty", math.nan, "both_empty")),
+    )
+    pooled = Pool(rows, {"x": 1}, Rules(), ())
+    summary = pooled.summary("dice", "net", "x")
+    assert summary.mean == pytest.approx((0.7 + 0.6 + 0.4) / 3), "a case of two seeds counts once"
+    assert (summary.cases, summary.folds, summary.seeds) == (3, 2, 2)
+    assert summary.sd_cases == pytest.approx(np.std([0.7, 0.6, 0.4], ddof=1))
+    assert summary.sd_folds == pytest.approx(np.std([0.65, 0.4], ddof=1))
+    assert summary.sd_seeds == pytest.approx(np.std([0.7, 0.6], ddof=1)), "over the cases that both seeds predicted"
+    assert pooled.summary("volume_error_ml", "net", "x").mean == 1.0, "the size of the error"
+    assert pooled.lesions("net", "x") == Lesions(12, 6, 18, 12)
+    alone = Pool(rows[:1], {"x": 1}, Rules(), ()).summary("dice", "net", "x")
+    assert all(math.isnan(sd) for sd in (alone.sd_cases, alone.sd_folds, alone.sd_seeds))
+
+
+def test_the_worst_slice_goes_through_the_largest_error() -> None:
+    reference = np.zeros((12, 14, 16), np.uint8)
+    reference[2:6, 2:6, 2:6] = 1
+    prediction = reference.copy()
+    prediction[2, 2, 2] = 0
+    prediction[8:10, 9:11, 10:13] = 2
+    error = largest_error(reference, prediction)
+    assert np.argwhere(error).min(0).tolist() == [8, 9, 10]
+    assert int(error.sum()) == 12
+    np.testing.assert_array_equal(largest_error(reference, reference), reference > 0)
+    image, classes = np.zeros(reference.shape, np.float32), {"background": 0, "x": 1, "y": 2}
+    drawn = contours_png(image, OBLIQUE, reference, prediction, classes)
+    assert drawn != contours_png(image, OBLIQUE, reference, reference, classes)
+    assert contours_png(image[..., :1], OBLIQUE, reference[..., :1], prediction[..., :1], classes)
+    with pytest.raises(ValueError, match=r"shapes .*\(12, 14, 15\); expected equal ones"):
+        contours_png(image, OBLIQUE, reference, prediction[..., 1:], classes)

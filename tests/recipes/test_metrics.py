@@ -123,6 +123,9 @@ def test_lesions_are_matched_by_overlap_or_one_to_one() -> None:
     assert found.f1 == pytest.approx(2 * (2 / 3) * (3 / 4) / (2 / 3 + 3 / 4))
     assert detect(prediction, reference, 0.01) == Lesions(3, 2, 4, 2), "a lesion takes one component"
     assert detect(prediction, reference, 0.5) == Lesions(3, 1, 4, 3)
+    for min_iou in (0.0, 0.5):
+        assert detect(prediction & False, reference, min_iou) == Lesions(3, 0, 0, 0)
+        assert detect(prediction, reference & False, min_iou) == Lesions(0, 0, 4, 4)
     across = box((0, 0, 0), (12, 4, 4))
     assert detect(across, reference) == Lesions(3, 2, 1, 0)
     assert detect(across, reference, 0.3) == Lesions(3, 1, 1, 0)
