@@ -167,7 +167,8 @@ def _check_ids(findings: Findings, path: Path, found: dict[int, int], ids: tuple
         findings.error(
             path,
             f"ids outside {allowed}, with their voxels: {some_of(unknown)}",
-            f"correct the map (ssmvision align; suggested mapping: {mapping}), or add the ids to 'labels' of dataset.json",
+            f"correct the map (ssmvision align; suggested mapping: {mapping}), or add the ids to 'labels' of "
+            "dataset.json",
         )
     if set(found) == {0}:
         findings.warning(path, "every voxel is background (0)", "confirm that the case is empty, or restore its labels")
