@@ -27,6 +27,8 @@ from ssmvision.recipes.segmentation.writing import check_free, write_atomic, wri
 __all__ = ["Job", "Tell", "open_predictor", "predict_case", "predict_jobs", "run"]
 
 Tell = Callable[[str], None]
+# Room for an archive's directory and the head of the array in it.
+ARCHIVE_BYTES = 1024
 
 
 def run(config: PredictConfig) -> list[Path]:
@@ -164,7 +166,12 @@ def predict_case(
         maps.mask(masked)
     if maps.probabilities is not None:
         values = maps.probabilities
-        write_atomic(job.probabilities, lambda path: np.savez_compressed(path, probabilities=values), ".npz")
+        write_atomic(
+            job.probabilities,
+            lambda path: np.savez_compressed(path, probabilities=values),
+            ".npz",
+            needed=values.nbytes + ARCHIVE_BYTES,
+        )
     if maps.uncertainty is not None:
         write_map(job.uncertainty, maps.uncertainty, grid, config.overwrite)
     assert maps.labels is not None  # they are always wanted

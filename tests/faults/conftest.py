@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.common import SilentlyWrongError, cli, run_folder, train_words
+from tests.faults.common import FULL, SilentlyWrongError, cli, run_folder, train_words
 from tests.faults.table import FAULTS
 from tests.recipes.synthetic import nnunet_folder
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(number, part): a part of the fault suite, see tests/faults/table.py")
+    config.addinivalue_line("markers", "full: injected by `make faults` only; a quicker test elsewhere covers it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not FULL:
+        later = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
 
 
 @pytest.hookimpl(wrapper=True)
