@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--patch", type=int, default=96, help="edge of the cubic window")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows")
     parser.add_argument("--spacing_mm", type=float, help="resample voxels of 1 mm to this edge and the logits back")
+    parser.add_argument("--rules", choices=("linear", "nnunet"), default="linear", help="of resampling")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -58,7 +59,7 @@ def predict(given: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     target = None if given.spacing_mm is None else (given.spacing_mm,) * 3
     labels = {"background": 0} | {f"class_{i}": i for i in range(1, given.classes)}
-    how = Preprocessing("RAS", target, (ChannelScale("zscore"),))
+    how = Preprocessing("RAS", target, (ChannelScale("zscore"),), given.rules)
     card = ModelCard({}, ("CT",), labels, (given.patch,) * 3, how)
     predictor = Predictor(torch.nn.Conv3d(1, given.classes, 1), card, "cpu", given.overlap)
     output = given.case.with_name("labels.nii.gz")
