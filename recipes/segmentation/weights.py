@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ssmvision import __version__
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import build_network
 from ssmvision.recipes.segmentation.datalist import read_json
@@ -52,8 +53,9 @@ class ModelCard:
 
 def versions() -> dict[str, str]:
     """Python and the packages that shape a result."""
-    names = ("ssmvision", "torch", "monai", "lightning", "nibabel", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "monai", "lightning", "nibabel", "numpy")
+    own = {"python": platform.python_version(), "ssmvision": __version__}
+    return own | {name: version(name) for name in names}
 
 
 def save_model(folder: Path, network: nn.Module, card: ModelCard) -> Path:
