@@ -21,13 +21,15 @@ from ssmvision.recipes.segmentation.stopping import Checkpoints
 __all__ = ["TrainerSettings", "check_accelerator", "make_trainer", "quiet_lightning"]
 
 # Warnings that tell the user nothing: few loader workers are the caller's choice, the folder is ours, the third is
-# Lightning's own affair, a time budget may be lifted on resuming, and batches are a function of the step.
+# Lightning's own affair, a time budget may be lifted on resuming, batches are a function of the step, and
+# float16 without a GPU is refused.
 EXPECTED = (
     "does not have many workers",
     "Checkpoint directory",
     "isinstance.treespec, LeafSpec",
     r"callbacks: \['Timer'\]",
     "resuming from a checkpoint that ended before the epoch ended",
+    "AMP with fp16 is not supported on CPU",
 )
 
 
@@ -111,6 +113,9 @@ def make_trainer(
         terminal: whether to draw a progress bar.
         validate: whether there are cases to validate on.
         devices: processes that train together by DDP; this is one of them, see `ranks`.
+
+    Raises:
+        UserError: the device does not compute in that precision.
     """
     t = settings
     every: list[Callback] = [*callbacks, checkpoints]
@@ -118,7 +123,7 @@ def make_trainer(
         every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
     if terminal:
         every.append(RichProgressBar())
-    return Trainer(
+    trainer = Trainer(
         default_root_dir=checkpoints.path.parent,
         accelerator=t.accelerator,
         devices=devices,
@@ -137,3 +142,7 @@ def make_trainer(
         enable_progress_bar=terminal,
         enable_model_summary=False,
     )
+    used = trainer.precision_plugin.precision
+    if used != t.precision:
+        raise UserError(f"trainer.precision: {t.precision!r} needs a GPU; give {used!r} or 32-true")
+    return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -79,6 +80,7 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", ne
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         sizes = "" if needed is None else f"; it takes up to {needed} bytes, {_free_bytes(path.parent)} are free"
         raise UserError(
@@ -87,6 +89,20 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", ne
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a renaming survive a power cut; file systems that cannot sync a folder keep it otherwise."""
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    if descriptor is None:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _free_bytes(folder: Path) -> int:

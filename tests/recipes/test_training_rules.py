@@ -192,6 +192,11 @@ def test_every_fold(root: Path, tmp_path: Path) -> None:
     assert [digests(result.out) for result in results] == before
 
 
+def test_float16_is_not_replaced_where_there_is_no_gpu(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.precision: '16-mixed' needs a GPU; give 'bf16-mixed' or 32-true"):
+        train.run(tiny_config(root, tmp_path / "run", precision="16-mixed"))
+
+
 def test_the_schedule_of_a_plan_is_by_epoch() -> None:
     by_step = TrainerConfig(max_epochs=10, steps_per_epoch=5)
     by_epoch = dataclasses.replace(by_step, poly_per="epoch")
