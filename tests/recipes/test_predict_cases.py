@@ -289,7 +289,7 @@ def test_a_huge_header_is_refused_with_its_numbers(tmp_path: Path) -> None:
 
 def test_the_measurement_predicts_a_case_and_reports_it(tmp_path: Path) -> None:
     path = save(tmp_path / "image.nii", ball(SHAPE)[0])
-    given = Namespace(classes=3, patch=8, overlap=0.5, spacing_mm=1.5, threads=1, case=path)
+    given = Namespace(classes=3, patch=8, overlap=0.5, spacing_mm=1.5, rules="nnunet", threads=1, case=path)
     result = prediction_memory.predict(given)
     assert 0.05 < result["peak_gb"] < 1000
     assert result["classes"] == 3
