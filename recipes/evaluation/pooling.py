@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.lesions import Lesions
 from ssmvision.recipes.evaluation.runs import Run
 from ssmvision.recipes.segmentation.metrics import COLUMNS, Score
 from ssmvision.recipes.segmentation.scores import METRICS, Evaluation, Rules, plain
-from ssmvision.recipes.segmentation.scores_table import number
+from ssmvision.recipes.segmentation.scores_table import number, scores_console, scores_grid
 
 __all__ = ["Pool", "Result", "Summary", "folds_of", "pool", "pooled_csv", "pooled_json", "print_summary"]
 
@@ -210,11 +209,9 @@ def _class_json(pool: Pool, method: str, label: str) -> dict[str, Any]:
 
 def print_summary(pool: Pool, console: Console | None = None) -> None:
     """Dice per method and class with its spreads, then NSD and HD95."""
-    table = Table(
-        title="Held-out cases", caption="sd: of cases / of folds' means / of seeds' means, - for fewer than 2"
-    )
-    for name in ("method", "class", "cases", "Dice", "sd", "NSD", "HD95, mm"):
-        table.add_column(name, justify="left" if name in ("method", "class") else "right")
+    columns = ("method", "class", "cases", "Dice", "sd", "NSD", "HD95, mm")
+    caption = "sd: of cases / of the folds' means / of the seeds' means, - for fewer than 2"
+    table = scores_grid(columns, "Held-out cases", caption)
     for method in pool.methods:
         for label in pool.labels:
             dice = pool.summary("dice", method, label)
@@ -222,4 +219,4 @@ def print_summary(pool: Pool, console: Console | None = None) -> None:
             nsd, hd95 = (pool.summary(metric, method, label).mean for metric in ("nsd", "hd95_mm"))
             numbers = (number(dice.mean, ".4f"), spreads, number(nsd, ".4f"), number(hd95, ".2f"))
             table.add_row(method, label, str(dice.cases), *numbers)
-    (console or Console()).print(table)
+    (console or scores_console()).print(table)

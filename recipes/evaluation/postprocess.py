@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.config import PostprocessConfig
 from ssmvision.recipes.evaluation.postprocessing import POSTPROCESSING, Labels, Postprocessing, decide, write_rule
 from ssmvision.recipes.evaluation.runs import Run, open_runs
 from ssmvision.recipes.segmentation.datalist import Case
-from ssmvision.recipes.segmentation.scores_table import number
+from ssmvision.recipes.segmentation.scores_table import number, scores_console, scores_grid
 from ssmvision.recipes.segmentation.volumes import read_label_map
 from ssmvision.recipes.segmentation.writing import check_free
 
@@ -64,13 +63,12 @@ def _pairs(held_out: Sequence[tuple[Run, Case]]) -> Iterator[tuple[Labels, Label
 
 
 def _print(rule: Postprocessing, outputs: Sequence[Path]) -> None:
-    table = Table(title=f"Mean Dice of {rule.cases} held-out prediction(s)")
-    for name in ("class", "as predicted", "after the rule", "largest component only"):
-        table.add_column(name, justify="left" if name == "class" else "right")
+    columns = ("class", "as predicted", "after the rule", "largest component only")
+    table = scores_grid(columns, f"Mean Dice of {rule.cases} held-out prediction(s)", "")
     for name, dice in rule.dice.items():
         own = "yes" if name in rule.classes else "with all classes together" if rule.foreground else "no"
         table.add_row(name, number(dice["before"], ".4f"), number(dice["after"], ".4f"), own)
-    Console().print(table)
+    scores_console().print(table)
     console = Console(stderr=True)
     console.print(f"decided   {rule}", markup=False, highlight=False, soft_wrap=True)
     for path in outputs:

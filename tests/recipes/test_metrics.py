@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.surface_dice import compute_surface_dice
+from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from ssmvision.errors import UserError
@@ -17,6 +19,7 @@ from ssmvision.recipes.segmentation.config import EvaluateConfig
 from ssmvision.recipes.segmentation.evaluate import run
 from ssmvision.recipes.segmentation.metrics import score_mask
 from ssmvision.recipes.segmentation.scores import METRICS, Evaluation
+from ssmvision.recipes.segmentation.scores_table import print_table
 from tests.recipes.synthetic import OBLIQUE, ball, save, write_description
 
 SHAPE, SPACING = (20, 16, 12), (1.0, 2.0, 3.0)
@@ -156,6 +159,18 @@ def test_evaluate_files(tmp_path: Path) -> None:
     assert lines[1].startswith("a,ball,1.0,1.0,0.0,")
     with pytest.raises(UserError, match=r"m\.json: exists already; .*--overwrite"):
         run(config)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_never_cuts_a_number(width: int) -> None:
+    score = score_mask(
+        box((3, 3, 3), (6, 5, 4)), box((3, 3, 3), (6, 6, 4)), SPACING, 1.0, "a_rather_long_case", "liver"
+    )
+    text = io.StringIO()
+    print_table(Evaluation((score,), {"liver": 1}, 1.0, failed={"b": "gone"}), Console(file=text, width=width))
+    for needed in ("0.9091", f"{score.hd95_mm:.2f}", "0.72/0.86", "-18.2", "1/1 +0"):
+        assert needed in text.getvalue()
+    assert "not" in text.getvalue()
 
 
 def test_evaluate_refuses_what_it_cannot_compare(tmp_path: Path) -> None:
