@@ -10,7 +10,7 @@ from ssmvision.recipes.checking.cases import CheckCase, FoundDataset
 from ssmvision.recipes.checking.dicom_labels import check_contours, check_segmentation
 from ssmvision.recipes.checking.findings import Findings
 from ssmvision.recipes.checking.volumes import CaseReport, CheckTask
-from ssmvision.recipes.dicom.files import is_dicom, read_header, require, visible_files
+from ssmvision.recipes.dicom.files import guarded, is_dicom, read_header, require, visible_files
 from ssmvision.recipes.dicom.labels import LabelFile, open_labels
 from ssmvision.recipes.dicom.scan import FoundSeries, Scan, scan
 from ssmvision.recipes.dicom.series import Series, series_from
@@ -88,11 +88,7 @@ def check_dicom_case(task: CheckTask) -> CaseReport:
         path = case.label
         labels = findings.attempt(path, lambda: open_labels(path))
         if labels is not None:
-            _check_frames(findings, labels, series)
-        if labels is not None and labels.contours is not None:
-            check_contours(findings, path, labels.contours, grid)
-        elif labels is not None:
-            check_segmentation(findings, path, labels, grid)
+            findings.attempt(path, lambda: _check_on_grid(findings, labels, series))
     codes = "".join(str(code) for code in aff2axcodes(grid.affine))
     channels = 1 if values.ndim == 3 else int(values.shape[3])
     found = tuple(findings.found)
@@ -106,3 +102,12 @@ def _check_frames(findings: Findings, labels: LabelFile, series: Series) -> None
         findings.attempt(labels.path, lambda number=number: labels.check_frame(number, series))  # type: ignore[misc]
         if len(findings.found) > count:
             return
+
+
+def _check_on_grid(findings: Findings, labels: LabelFile, series: Series) -> None:
+    _check_frames(findings, labels, series)
+    with guarded(labels.path, "its regions cannot be read"):
+        if labels.contours is not None:
+            check_contours(findings, labels.path, labels.contours, series.grid)
+        else:
+            check_segmentation(findings, labels.path, labels, series.grid)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.dicom.files import quietly
 from ssmvision.recipes.dicom.series import Series
 from ssmvision.recipes.segmentation.volumes import Grid
 
@@ -83,9 +82,8 @@ def contour_mask(
     slices: dict[int, list[Mask]] = {}
     places = {plane.instance: k for k, plane in enumerate(series.planes) if plane.frame is None}
     for number, contour in enumerate(contours, 1):
-        with quietly():
-            index, polygon = _on_slice(f"{where}, contour {number}", contour, series.grid)
-            _check_reference(f"{where}, contour {number}", contour, index, series, places)
+        index, polygon = _on_slice(f"{where}, contour {number}", contour, series.grid)
+        _check_reference(f"{where}, contour {number}", contour, index, series, places)
         slices.setdefault(index, []).append(_fill(polygon, series.grid.shape[:2]))
     for index, filled in slices.items():
         mask[:, :, index] = np.logical_xor.reduce(filled)

@@ -14,6 +14,7 @@ from ssmvision.errors import UserError
 
 __all__ = [
     "dicom_files",
+    "guarded",
     "is_cut",
     "is_dicom",
     "is_series",
@@ -29,6 +30,10 @@ ENDINGS = (".dcm", ".ima")
 LABEL_KINDS = ("RTSTRUCT", "SEG")
 _OTHERS = (".nii", ".nii.gz", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 _MAGIC_AT, _MAGIC = 128, b"DICM"
+_IDENTITY = (
+    *("Modality", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID"),
+    *("Rows", "Columns"),
+)
 
 
 def visible_files(folder: Path, deep: bool = False) -> Iterator[Path]:
@@ -107,6 +112,27 @@ def quietly() -> Iterator[list[warnings.WarningMessage]]:
                 logger.setLevel(level)
 
 
+@contextmanager
+def guarded(path: Path, problem: str) -> Iterator[list[warnings.WarningMessage]]:
+    """Turns whatever a damaged file causes into an error that names it; pydicom parses values when they are asked for.
+
+    Args:
+        path: the file.
+        problem: what a failure in the block means.
+
+    Raises:
+        UserError: see above.
+    """
+    try:
+        with quietly() as told:
+            yield told
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: {problem} ({text}); fetch or export it again") from None
+
+
 def read_header(path: Path, pixels: bool = False) -> Any:
     """The data set of a DICOM file.
 
@@ -120,16 +146,16 @@ def read_header(path: Path, pixels: bool = False) -> Any:
     require(path)
     import pydicom
 
-    try:
-        with quietly() as told:
-            data = pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except Exception as error:  # the parser lets whatever a broken file causes through
-        raise UserError(f"{path}: not a readable DICOM file ({error}); fetch or export it again") from None
-    # pydicom goes on with what there is of a sequence, or of compressed pixels, that the file ends in.
-    if any("End of file reached" in str(warning.message) for warning in told):
-        raise UserError(f"{path}: its pixels cannot be decoded (it is cut short); fetch or export it again")
-    if not ("Storage" in _storage(data) or data.get("Modality")):
-        raise UserError(f"{path}: does not say what it holds, it may be cut short; fetch or export it again")
+    with guarded(path, "not a readable DICOM file") as told:
+        data = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        # pydicom goes on with what there is of a sequence, or of compressed pixels, that the file ends in.
+        if any("End of file reached" in str(warning.message) for warning in told):
+            raise UserError(f"{path}: its pixels cannot be decoded (it is cut short); fetch or export it again")
+        if not ("Storage" in _storage(data) or data.get("Modality")):
+            raise UserError(f"{path}: does not say what it holds, it may be cut short; fetch or export it again")
+        # Once parsed without an error, values stay so.
+        for name in _IDENTITY:
+            data.get(name)
     return data
 
 

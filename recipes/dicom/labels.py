@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.dicom.contours import contour_mask, contours_of
-from ssmvision.recipes.dicom.files import kind_of, quietly, read_header
+from ssmvision.recipes.dicom.files import guarded, kind_of, read_header
 from ssmvision.recipes.dicom.segments import segment_mask, segments_of
 from ssmvision.recipes.dicom.series import Series
 
@@ -48,7 +48,8 @@ class LabelFile:
         if self.contours is None:
             return segment_mask(self.path, self.header, number, series.grid)
         name, contours = self.contours[number]
-        return contour_mask(self.path, name, contours, series, note)
+        with guarded(self.path, f"region {name!r} cannot be read"):
+            return contour_mask(self.path, name, contours, series, note)
 
     def check_frame(self, number: int, series: Series) -> None:
         """Refuses a region that is given in other coordinates than the series.
@@ -56,10 +57,13 @@ class LabelFile:
         Raises:
             UserError: both state a frame of reference, and not the same.
         """
-        stated = self.header.get("FrameOfReferenceUID")
-        if self.contours is not None:
-            rois = self.header.get("StructureSetROISequence") or ()
-            stated = next((r.get("ReferencedFrameOfReferenceUID") for r in rois if int(r.ROINumber) == number), None)
+        with guarded(self.path, "its frame of reference cannot be read"):
+            stated = self.header.get("FrameOfReferenceUID")
+            if self.contours is not None:
+                rois = self.header.get("StructureSetROISequence") or ()
+                stated = next(
+                    (r.get("ReferencedFrameOfReferenceUID") for r in rois if int(r.ROINumber) == number), None
+                )
         if stated and series.frame_of_reference and str(stated) != series.frame_of_reference:
             raise UserError(
                 f"{self.path}: region {self.names[number]!r} has another frame of reference than {series.path}, so its "
@@ -77,11 +81,8 @@ def open_labels(path: Path) -> LabelFile:
     kind = kind_of(header)
     if kind not in ("RTSTRUCT", "SEG"):
         raise UserError(f"{path}: holds no contours or segmentation but {header.get('Modality', 'unknown')} ({kind})")
-    try:
-        with quietly():
-            return LabelFile(path, header)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its regions cannot be read ({error}); export it again") from None
+    with guarded(path, "its regions cannot be read"):
+        return LabelFile(path, header)
 
 
 def matching(names: Mapping[int, str], patterns: Sequence[str]) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.dicom.files import quietly, read_header
+from ssmvision.recipes.dicom.files import guarded, read_header
 from ssmvision.recipes.dicom.planes import Plane
 
 __all__ = ["read_pixels"]
@@ -64,15 +64,11 @@ def _decoded(planes: Sequence[Plane]) -> Iterator[tuple[Plane, NDArray[Any]]]:
 
 def _file_pixels(file: Path) -> NDArray[Any]:
     data = read_header(file, pixels=True)
-    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in data}:
+    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UserError(f"{file}: its pixels cannot be decoded (it ends before them); fetch or export it again")
-    _check_decoder(file, data)
-    try:
-        with quietly():
-            return np.asarray(data.pixel_array)
-    except Exception as error:  # decoders are other projects' and raise whatever broken pixels cause
-        text = " ".join(str(error).split())
-        raise UserError(f"{file}: its pixels cannot be decoded ({text}); fetch or export it again") from None
+    with guarded(file, "its pixels cannot be decoded"):
+        _check_decoder(file, data)
+        return np.asarray(data.pixel_array)
 
 
 def _check_decoder(file: Path, data: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.dicom.files import kind_of, quietly
+from ssmvision.recipes.dicom.files import guarded, kind_of
 
 __all__ = ["Plane", "planes_of"]
 
@@ -84,11 +84,8 @@ def planes_of(path: Path, header: Any) -> list[Plane]:
     Raises:
         UserError: it does not say where its slices lie, or its pixels are of a kind that is not read.
     """
-    try:
-        with quietly():
-            return list(_planes(path, header))
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
-        raise UserError(f"{path}: its geometry cannot be read ({error}); fetch or export it again") from None
+    with guarded(path, "its geometry cannot be read"):
+        return list(_planes(path, header))
 
 
 def _planes(path: Path, header: Any) -> Iterator[Plane]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.dicom.files import is_cut, is_dicom, kind_of, quietly, read_header, refusal_of_cut, visible_files
+from ssmvision.recipes.dicom.files import guarded, is_cut, is_dicom, kind_of, read_header, refusal_of_cut, visible_files
 
 __all__ = ["FoundLabels", "FoundSeries", "Scan", "scan"]
 
@@ -109,13 +109,10 @@ def _sort_in(path: Path, found: Scan, series: dict[str, FoundSeries], labels: li
 
 def _references(path: Path, header: Any) -> Iterator[str]:
     """Series that contours or a segmentation refer to (DICOM PS3.3, C.8.8.5 and C.12.4)."""
-    try:
-        with quietly():
-            for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
-                for study in frame.get("RTReferencedStudySequence") or ():
-                    for series in study.get("RTReferencedSeriesSequence") or ():
-                        yield str(series.SeriesInstanceUID)
-            for series in header.get("ReferencedSeriesSequence") or ():
-                yield str(series.SeriesInstanceUID)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its references cannot be read ({error}); export it again") from None
+    with guarded(path, "its references cannot be read"):
+        for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
+            for study in frame.get("RTReferencedStudySequence") or ():
+                for series in study.get("RTReferencedSeriesSequence") or ():
+                    yield str(series.SeriesInstanceUID)
+        for series in header.get("ReferencedSeriesSequence") or ():
+            yield str(series.SeriesInstanceUID)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.dicom.contours import OFF_PLANE, to_voxels
-from ssmvision.recipes.dicom.files import quietly
+from ssmvision.recipes.dicom.files import guarded
 from ssmvision.recipes.dicom.planes import Plane, planes_of
 from ssmvision.recipes.segmentation.volumes import Grid
 
@@ -71,7 +71,8 @@ def segment_mask(path: Path, header: Any, number: int, grid: Grid) -> NDArray[np
     Raises:
         UserError: the SEG is FRACTIONAL, off the grid, or damaged.
     """
-    kind = str(header.get("SegmentationType", ""))
+    with guarded(path, "its type cannot be read"):
+        kind = str(header.get("SegmentationType", ""))
     if kind not in ("BINARY", "LABELMAP"):
         raise UserError(f"{path}: is {kind or 'of no SegmentationType'}, not labels; export it as BINARY or LABELMAP")
     slices = frame_slices(path, header, grid)
@@ -89,14 +90,12 @@ def segment_numbers(path: Path, header: Any) -> list[int]:
     Raises:
         UserError: a frame does not say.
     """
-    try:
+    with guarded(path, "which segments its frames are of cannot be read"):
         groups = [
             next(g for g in (frame, header.get("SharedFunctionalGroupsSequence", [None])[0]) if _named(g))
             for frame in header.PerFrameFunctionalGroupsSequence
         ]
         return [int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber) for group in groups]
-    except (StopIteration, AttributeError, IndexError, TypeError, ValueError):
-        raise UserError(f"{path}: a frame does not say which segment it is of; export the segmentation again") from None
 
 
 def _named(group: Any) -> bool:
@@ -113,10 +112,6 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
 
     frames = iter_pixels(path, indices=list(indices)) if indices else iter(())
     for _ in indices:
-        try:
-            with quietly():
-                pixels = next(frames)
-        except Exception as error:  # decoders raise whatever broken pixels cause
-            text = " ".join(str(error).split())
-            raise UserError(f"{path}: its pixels cannot be decoded ({text}); fetch or export it again") from None
+        with guarded(path, "its pixels cannot be decoded"):
+            pixels = next(frames)
         yield pixels

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.dicom.files import quietly, read_header
+from ssmvision.recipes.dicom.files import guarded, read_header
 from ssmvision.recipes.dicom.series import Series
 
 __all__ = ["reference_headers"]
@@ -39,11 +40,15 @@ def reference_headers(series: Series) -> list[Any]:
     Raises:
         UserError: a file lacks a UID that a segmentation has to refer to.
     """
-    with quietly():
-        return [_reduced(path, read_header(path)) for path in series.files]
+    return [_reduced(path, read_header(path)) for path in series.files]
 
 
-def _reduced(path: Any, header: Any) -> Any:
+def _reduced(path: Path, header: Any) -> Any:
+    with guarded(path, "what a segmentation takes over of it cannot be read"):
+        return _needed(path, header)
+
+
+def _needed(path: Path, header: Any) -> Any:
     from pydicom import Dataset
 
     if missing := [name for name in REQUIRED if not header.get(name)]:

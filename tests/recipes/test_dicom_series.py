@@ -26,8 +26,10 @@ from pydicom.uid import (
 )
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.dicom.labels import label_map, open_labels
+from ssmvision.recipes.dicom.seg_writing import Algorithm, write_segmentation
 from ssmvision.recipes.dicom.series import Series, read_series
-from tests.recipes.dicom_files import OBLIQUE, Scanner, classic, enhanced, meta, save, slice_of
+from tests.recipes.dicom_files import OBLIQUE, Scanner, box, classic, enhanced, meta, rtstruct, save, slice_of
 
 VALUES = np.random.default_rng(1).integers(-1000, 2000, (8, 9, 6))
 LARGE = np.random.default_rng(2).integers(-1000, 2000, (64, 48, 2))
@@ -321,3 +323,31 @@ def test_truncated_anywhere_is_refused_by_name(syntax: UID | None, last: bool, t
             read_series(tmp_path).voxels()
     path.write_bytes(whole)
     np.testing.assert_array_equal(read_series(tmp_path).voxels(), VALUES)
+
+
+@pytest.mark.parametrize("form", ["classic", "enhanced", "contours", "segmentation"])
+def test_damaged_bytes_are_refused_and_never_crash(form: str, tmp_path: Path) -> None:
+    classic(tmp_path / "ct", VALUES, SCANNER)
+    series, labels = read_series(tmp_path / "ct"), np.zeros(VALUES.shape, np.uint8)
+    labels[2:4, 3:5, 1:3] = 1
+    path = tmp_path / ("ct/IM97.dcm" if form == "classic" else "one.dcm")
+    if form == "enhanced":
+        enhanced(path, VALUES, SCANNER)
+    elif form == "contours":
+        rtstruct(path, SCANNER, {"GTV": [box(SCANNER, (1.5, 1.5), (5.5, 5.5), 2)]})
+    elif form == "segmentation":
+        write_segmentation(path, labels, series, {"background": 0, "GTV": 1}, Algorithm("n", "0"))
+    rng, whole, refused = np.random.default_rng(0), path.read_bytes(), list[str]()
+    for _ in range(60):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[rng.integers(0, len(content), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(content.tobytes())
+        try:
+            if form in ("classic", "enhanced"):
+                assert read_series(path if form == "enhanced" else path.parent).voxels().shape == VALUES.shape
+            else:
+                assert label_map(open_labels(path), series, {"tumour": ["GTV"]}).shape == VALUES.shape
+        except UserError as error:
+            refused.append(str(error))
+    assert 10 < len(refused) < 60
+    assert all(path.name in text or "IM" in text for text in refused)
