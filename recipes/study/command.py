@@ -33,7 +33,7 @@ from ssmvision.recipes.study.trainings import (
 )
 from ssmvision.recipes.workers import map_cases
 
-__all__ = ["run"]
+__all__ = ["check_settings", "prepare_data", "run"]
 
 MIXERS = ("mamba", "s4nd", "none")
 
@@ -48,7 +48,7 @@ def run(config: StudyConfig) -> Path | None:
         UserError: settings or data are unusable, or trainings failed (the others are finished, and the report is
             written if every network has one).
     """
-    _check(config)
+    check_settings(config)
     console = Console(stderr=True)
 
     def tell(text: str) -> None:
@@ -84,7 +84,12 @@ def run(config: StudyConfig) -> Path | None:
     return report
 
 
-def _check(config: StudyConfig) -> None:
+def check_settings(config: StudyConfig) -> None:
+    """Refuses settings that contradict each other.
+
+    Raises:
+        UserError: names the setting, its value and what is allowed.
+    """
     default = ModelConfig()
     if (config.source is None) == (config.data is None):
         raise UserError("source, data: give one of them: --source lungs, --source brain, or --data FOLDER")

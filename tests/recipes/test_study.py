@@ -12,17 +12,20 @@ import nibabel
 import numpy as np
 import pytest
 
+from ssmvision.cli.arguments import parse
+from ssmvision.cli.commands import find_command
 from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.architecture import plan_network
 from ssmvision.recipes.segmentation.config import ModelConfig, TrainerConfig
 from ssmvision.recipes.segmentation.datalist import read_dataset
 from ssmvision.recipes.segmentation.metrics import Score
 from ssmvision.recipes.study import brain, packages
-from ssmvision.recipes.study.command import run
+from ssmvision.recipes.study.command import check_settings, run
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost
 from ssmvision.recipes.study.rules import most_frequent, score_rules, stretch
 from ssmvision.recipes.study.summary import Result, Study, differences, markdown, spread, to_csv
-from ssmvision.recipes.study.trainings import folds_of
+from ssmvision.recipes.study.trainings import folds_of, model_of
 from tests.recipes.synthetic import nnunet_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,6 +181,18 @@ def test_brains_are_written_on_one_grid_with_left_and_right(tmp_path: Path, monk
     cortex, thalamus, outside = values[9, 20, 20], values[found == 1].mean(), values[:4, :4, :4].mean()
     assert outside < cortex
     assert 80 < thalamus < 115
+
+
+@pytest.mark.parametrize("source", ["lungs", "brain"])
+def test_shipped_settings_are_possible(source: str, tmp_path: Path) -> None:
+    command = find_command(["study"])
+    assert command is not None
+    config = parse(command, StudyConfig, ["--config", f"study/{source}.yaml", "--out", str(tmp_path / "out")])
+    assert config is not None
+    assert config.source == source
+    check_settings(config)
+    for network in config.networks:
+        plan_network(model_of(config, network), config.patch_size, config.spacing_mm or (), 1, 2)
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it() -> None:
