@@ -8,7 +8,7 @@ import torch
 from monai.losses.dice import DiceCELoss, DiceLoss
 from monai.losses.ds_loss import DeepSupervisionLoss
 from monai.networks.utils import one_hot
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 __all__ = ["GatheredDice", "deep_supervision_weights", "segmentation_loss", "training_criterion"]
@@ -41,6 +41,17 @@ class GatheredDice(DiceLoss):
         return cast(Tensor, (1 - (2 * both + SMOOTH) / (predicted + marked + SMOOTH)).mean())
 
 
+class MeanCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy averaged by itself: CUDA adds up torch's own mean in an order that changes from run to run."""
+
+    def __init__(self) -> None:
+        super().__init__(reduction="none")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Mean over all voxels; `input` is (B, K, *spatial) logits, `target` (B, *spatial) class ids."""
+        return super().forward(input, target).mean()
+
+
 def training_criterion(batch_dice: bool, processes: int = 1) -> DiceCELoss:
     """Dice without background + cross-entropy of (B, K, *spatial) logits and a (B, 1, *spatial) label.
 
@@ -56,6 +67,7 @@ def training_criterion(batch_dice: bool, processes: int = 1) -> DiceCELoss:
         smooth_nr=SMOOTH,
         smooth_dr=SMOOTH,
     )
+    criterion.cross_entropy = MeanCrossEntropy()
     if batch_dice and processes > 1:
         criterion.dice = GatheredDice()
     return criterion

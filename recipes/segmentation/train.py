@@ -223,7 +223,7 @@ def fit(
         try:
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:
-            full = str(error).partition("\n")[0]
+            full = str(error).partition(". GPU")[0].partition("\n")[0]
     if full:  # out of the handler, whose traceback would keep the tensors
         advice = memory_advice(module, trainer, module.batch_shape)
         raise UserError(f"out of memory in training ({full}); {advice}")

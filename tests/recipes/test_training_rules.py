@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from monai.losses.dice import DiceCELoss
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation import fold_runs, loading, module, train
 from ssmvision.recipes.segmentation.config import TrainerConfig
+from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
 from ssmvision.recipes.segmentation.optimization import learning_rate
 from ssmvision.recipes.segmentation.patches import PatchDataset
 from ssmvision.recipes.segmentation.split import read_split
@@ -195,6 +197,18 @@ def test_every_fold(root: Path, tmp_path: Path) -> None:
 def test_float16_is_not_replaced_where_there_is_no_gpu(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.precision: '16-mixed' needs a GPU; give 'bf16-mixed' or 32-true"):
         train.run(tiny_config(root, tmp_path / "run", precision="16-mixed"))
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_the_loss_is_monais(batch_dice: bool) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, 6, 7, requires_grad=True)
+    label = torch.randint(0, 3, (2, 1, 5, 6, 7))
+    options: dict[str, Any] = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": batch_dice}
+    expected = DiceCELoss(**options, smooth_nr=1e-5, smooth_dr=1e-5)(logits, label.float())
+    ours = segmentation_loss(training_criterion(batch_dice), logits, label)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)))
 
 
 def test_the_schedule_of_a_plan_is_by_epoch() -> None:
