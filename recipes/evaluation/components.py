@@ -69,7 +69,7 @@ def _box(labels: NDArray[np.integer[Any]], ids: Sequence[int], slab_voxels: int)
     found = [np.zeros(n, dtype=bool) for n in labels.shape]
     for start in range(0, len(labels), planes):
         mask = _mask(labels[start : start + planes], ids)
-        flat: NDArray[np.bool_] = mask.any(axis=(0,))
+        flat: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
         found[0][start : start + planes] = mask.any((1, 2))
         found[1] |= flat.any(1)
         found[2] |= flat.any(0)
