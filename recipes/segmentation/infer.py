@@ -62,7 +62,6 @@ class Predictor:
             raise ValueError(f"mirror_axes is {tuple(mirror_axes)}, expected different axes among 0 to {dims - 1}")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.networks = Ensemble([(network, card), *ensemble])
-        self.networks.to(self.device)
         self.network, self.card = network, card
         self.overlap, self.mirror_axes, self.window_batch = overlap, tuple(mirror_axes), window_batch
         self.labels, self.channels = dict(card.labels), tuple(card.channels)

@@ -112,6 +112,8 @@ def fork(work: Callable[[], int], log: Path) -> int:
             # pytest has put its own streams in their place.
             sys.stdout = sys.stderr = stream
             status = work()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
         log.open("a").write(traceback.format_exc())
     finally:

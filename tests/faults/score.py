@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.table import FAULTS, Part, Result, obtained
+from tests.faults.table import ELSEWHERE, FAULTS, Part, Result, obtained
 
 HERE = Path(__file__).parent
 ENOUGH = 90.0
@@ -30,12 +30,15 @@ class Collector:
         self.results: dict[tuple[int, str], Result] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        elsewhere = ELSEWHERE.get(report.nodeid.partition("[")[0])
+        if elsewhere is not None:
+            self._add(elsewhere, self._result(report, silent=False))
         for name, value in report.user_properties:
             if name == "fault":
-                self._add((value["number"], value["part"]), self._result(report, value["silent"]))
+                self._add((value["number"], value["part"]), self._result(report, silent=value["silent"]))
 
     @staticmethod
-    def _result(report: pytest.TestReport, silent: bool) -> Result | None:
+    def _result(report: pytest.TestReport, *, silent: bool) -> Result | None:
         if report.failed:
             return "silently wrong" if silent else "failed"
         if report.skipped:
@@ -113,13 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="results of the parts to write")
     parser.add_argument("--recorded", type=Path, default=HERE / "recorded_gpu.json", help="results of another machine")
     parser.add_argument("--quick", action="store_true", help="the sample that `make test` runs, not everything")
-    parser.add_argument("tests", nargs="*", default=[str(HERE)], help="files to run; the default is all")
+    parser.add_argument("tests", nargs="*", help="files to run; none: all, and the parts that other tests prove")
     given = parser.parse_args(arguments)
     if not given.quick:
         os.environ["SSMVISION_FAULTS"] = "full"
     collector = Collector()
     # An empty expression lifts the ban on GPU tests: those without their device say that they did not run.
-    pytest.main(["-q", "-m", "", "-p", "no:cacheprovider", *given.tests], plugins=[collector])
+    tests = given.tests or [str(HERE), *(str(HERE.parents[1] / test) for test in ELSEWHERE)]
+    pytest.main(["-q", "-m", "", "-p", "no:cacheprovider", *tests], plugins=[collector])
+    if not given.tests:
+        for key in ELSEWHERE.values():
+            collector.results.setdefault(key, "not run here")
     own = [Part(fault, name, result) for (fault, name), result in sorted(collector.results.items())]
     here = environment()
     if given.json is not None:

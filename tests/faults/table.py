@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FAULTS", "PENALTY", "Fault", "Part", "obtained"]
+__all__ = ["ELSEWHERE", "FAULTS", "PENALTY", "Fault", "Part", "Result", "obtained"]
 
 Result = Literal["passed", "failed", "silently wrong", "not run here"]
 PENALTY = 5.0
@@ -65,6 +65,36 @@ FAULTS = {
     20: Fault("worker that dies or hangs, Ctrl-C, SIGTERM", 2),
     21: Fault("the same seed twice, on one and two devices, resumed or not", 3),
     22: Fault("names and ids of a patient planted everywhere", 2),
+}
+
+_TRAINING, _RULES = "tests/recipes/test_training_resume.py", "tests/recipes/test_training_rules.py"
+_SERIES, _IMPORT = "tests/recipes/test_dicom_series.py", "tests/recipes/test_dicom_import.py"
+_PREDICT = "tests/recipes/test_dicom_predict.py"
+# Tests that stand beside the code they test and prove a part here as well.
+ELSEWHERE: dict[str, tuple[int, str]] = {
+    f"{_TRAINING}::test_a_kill_inside_a_save": (1, "killed within a save, at each of its stages: bit-identical"),
+    f"{_SERIES}::test_truncated_anywhere_is_refused_by_name": (9, "DICOM cut anywhere: refused by name"),
+    f"{_PREDICT}::test_a_folder_of_series_goes_on_after_a_bad_one": (9, "DICOM: other series of a batch continue"),
+    f"{_SERIES}::test_what_is_no_volume_is_refused_by_name": (
+        15,
+        "missing, duplicate, mixed, uneven slices, no position or orientation: refused, naming the file",
+    ),
+    f"{_SERIES}::test_a_tilted_gantry_shears_the_affine": (15, "gantry tilt: a sheared affine"),
+    f"{_SERIES}::test_enhanced_files_have_each_frame_in_its_place": (15, "multi-frame enhanced: every frame's place"),
+    f"{_SERIES}::test_every_slice_has_its_own_rescaling": (15, "rescaling slice by slice"),
+    f"{_SERIES}::test_transfer_syntaxes": (15, "compressed transfer syntaxes: the voxels of the plain one"),
+    f"{_SERIES}::test_a_missing_decoder_is_named": (15, "compressed without a decoder: refused, naming the package"),
+    f"{_SERIES}::test_grid_is_that_of_simpleitk": (15, "geometry agrees with SimpleITK"),
+    f"{_RULES}::test_a_worker_that_fails": (
+        20,
+        "a loader worker killed, hanging or failing: its cause in one line",
+    ),
+    f"{_TRAINING}::test_a_signal_ends_the_run_after_the_step": (20, "SIGTERM and Ctrl-C: a checkpoint after the step"),
+    f"{_PREDICT}::test_no_patient_in_outputs_and_logs": (22, "DICOM prediction: planted in every tag, no hits"),
+    f"{_IMPORT}::test_no_patient_in_an_import": (
+        22,
+        "DICOM import: planted in tags, paths, private blocks, no hits",
+    ),
 }
 
 
