@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ssmvision.kernels import registry
+from ssmvision.kernels.instance_norm import instance_norm
+from ssmvision.kernels.instance_norm.op import OP
+
 __all__ = ["ConvNorm", "IdentityResBlock", "ProjectedResBlock", "UpsampleConv", "conv_nd", "residual_stage"]
 
 Size = tuple[int, ...]
@@ -21,17 +25,26 @@ SLOPE = 0.01
 CONVS: dict[int, Callable[..., nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Asked of the registry, which a compiler need not trace."""
+    return registry.choose(OP, registry.Request(device, dtype)).name == "triton"
+
+
 class _FreshInstanceNorm(_InstanceNorm):
     """PyTorch's instance norm with weight and bias and without running statistics, whose result is no view.
 
     PyTorch returns a view of a batch norm's result. What follows in place on a view copies its gradient twice in the
-    backward and holds it twice meanwhile.
+    backward and holds it twice meanwhile. In low precision on CUDA, where PyTorch takes one block for a whole channel,
+    `ssmvision.kernels.instance_norm` runs in its place.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> the same, contiguous."""
         if math.prod(x.shape[2:]) == 1:  # PyTorch refuses it
             return super().forward(x)
+        if x.is_cuda and x.dtype.itemsize == 2 and _has_kernel(str(x.device), x.dtype):
+            return instance_norm(x, self.weight, self.bias, self.eps)
         batch, channels, *size = x.shape
         flat = x.contiguous().view(1, batch * channels, *size)
         weight, bias = self.weight.repeat(batch), self.bias.repeat(batch)
