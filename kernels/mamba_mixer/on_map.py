@@ -1,4 +1,4 @@
-"""Layer norm over the channels of a map and the mixer over its positions, of which nothing but the map is kept.
+"""Layer norm over the channels of a map and the mixer over its positions, of which little but the map is kept.
 
 For maps so large that what a mixer keeps for its backward, or even what a backward holds at once for a whole batch, is
 too much: the backward computes everything again, sample by sample. The projections at both ends read and write the map
@@ -7,6 +7,7 @@ as it lies, so that nothing is transposed but by the norm.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -60,9 +61,9 @@ class _MixerOnMap(torch.autograd.Function):
             w = pack.view(p, layout, low, exact)
             tokens = branch_norm(x, weight, bias, s.eps, s.dtype, True, "auto")[0]
             out = torch.empty_like(x)
-            entries = [_forward_sample(tools, tokens[i : i + 1], w, s, out[i]) for i in range(len(x))]
+            kept = [_forward_sample(tools, tokens[i : i + 1], w, s, out[i]) for i in range(len(x))]
         ctx.settings = s
-        ctx.save_for_backward(x, weight, bias, low, exact, *entries, *parameters)
+        ctx.save_for_backward(x, weight, bias, low, exact, *chain.from_iterable(kept), *parameters)
         return out
 
     @staticmethod
@@ -70,7 +71,7 @@ class _MixerOnMap(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         s: MapSettings = ctx.settings
         x, weight, bias, low, exact, *rest = ctx.saved_tensors
-        entries, parameters = rest[: len(x)], rest[len(x) :]
+        kept, parameters = rest[: 2 * len(x)], rest[2 * len(x) :]
         p = Parameters.from_flat(parameters, len(s.routes))
         tools, w = passes.toolbox(x.device, s.dtype, s.backend), pack.view(p, pack.layout_of(p, s.dtype), low, exact)
         with autocast_off(x.device.type):
@@ -78,7 +79,7 @@ class _MixerOnMap(torch.autograd.Function):
             dtokens = torch.empty_like(tokens)
             grads: Weights | None = None
             for i in range(len(x)):
-                mine = _backward_sample(tools, dout[i], tokens[i : i + 1], p, w, entries[i], s, dtokens[i])
+                mine = _backward_sample(tools, dout[i], tokens[i : i + 1], p, w, kept[2 * i : 2 * i + 2], s, dtokens[i])
                 if grads is None:
                     grads = mine
                 else:
@@ -88,16 +89,18 @@ class _MixerOnMap(torch.autograd.Function):
         return (None, dx, dweight, dbias.to(bias.dtype), *spread(grads, p))
 
 
-def _forward_sample(tools: passes.Toolbox, tokens: Tensor, w: Weights, s: MapSettings, out: Tensor) -> Tensor:
-    """Fill out (C, L) from tokens (1, L, C); returns what `passes.gated_scan` gives for the backward, or nothing."""
-    y, entry = passes.gated_scan(tools, tokens, w, s.routes, s.merge)
+def _forward_sample(
+    tools: passes.Toolbox, tokens: Tensor, w: Weights, s: MapSettings, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fill out (C, L) from tokens (1, L, C); returns what `passes.gated_scan` gives for the backward."""
+    y, *kept = passes.gated_scan(tools, tokens, w, s.routes, s.merge)
     if out.dtype == w.out_weight.dtype:
         torch.mm(w.out_weight, y[0].t(), out=out)
     else:
         out.copy_(torch.mm(w.out_weight, y[0].t()))
     if w.out_bias is not None:
         out += w.out_bias.unsqueeze(1)
-    return tokens.new_empty(0) if entry is None else entry
+    return kept[0], kept[1]
 
 
 def _backward_sample(
@@ -106,15 +109,16 @@ def _backward_sample(
     tokens: Tensor,
     p: Parameters,
     w: Weights,
-    entry: Tensor,
+    kept: tuple[Tensor, ...],
     s: MapSettings,
     dtokens: Tensor,
 ) -> Weights:
     """Fill dtokens (L, C) from dout (C, L) and tokens (1, L, C); returns the gradients of the stacked parameters."""
     absent = tokens.new_empty(0)
-    kept = passes.Kept(absent, absent, absent, absent, absent, entry)
+    x_dbl, entry = kept
+    found = passes.Kept(absent, x_dbl, absent, absent, absent, entry)
     wide = dout.to(s.dtype).t().unsqueeze(0)
-    return passes.backward(tools, wide, tokens, p, w, kept, s.routes, s.merge, dtokens)[1]
+    return passes.backward(tools, wide, tokens, p, w, found, s.routes, s.merge, dtokens)[1]
 
 
 def _add(total: Weights, part: Weights) -> None:

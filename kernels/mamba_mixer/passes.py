@@ -147,13 +147,17 @@ def _before_scan(
 
 def gated_scan(
     tools: Toolbox, tokens: Tensor, w: Weights, routes: tuple[str, ...], merge: str
-) -> tuple[Tensor, Tensor | None]:
-    """The mixer before its output projection (B, L, E), and what saves the backward a pass over the inputs, or None."""
-    args = _before_scan(tools, tokens, w, routes, merge)[2]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixer before its output projection (B, L, E), and what saves the backward time for little memory.
+
+    That is x_dbl (K, B, L, R + 2N), and with a scan on CUDA the states entering its segments, else an empty tensor.
+    """
+    _, d, args = _before_scan(tools, tokens, w, routes, merge)
+    x_dbl, none = d.x_dbl.transpose(0, 1), tokens.new_empty(0)
     if tools.scan.name != "cuda":
-        return tools.scan.forward(args, False)[0], None
+        return tools.scan.forward(args, False)[0], x_dbl, none
     entry = scan_cuda.segment_entries(args)
-    return scan_cuda.forward(args, False, entry)[0], entry
+    return scan_cuda.forward(args, False, entry)[0], x_dbl, none if entry is None else entry
 
 
 class _Recomputed(NamedTuple):
@@ -170,7 +174,8 @@ def _recompute(
     inner = w.A.shape[1]
     is_kept = kept.xz.dim() == 3
     xz = kept.xz if is_kept else F.linear(tokens, w.in_weight, w.in_bias)
-    d = kept.direction() or _scan_inputs(tools, w, xz[..., :inner], routes, kept.x_dbl if is_kept else None)
+    x_dbl = kept.x_dbl if kept.x_dbl.dim() == 4 else None
+    d = kept.direction() or _scan_inputs(tools, w, xz[..., :inner], routes, x_dbl)
     if kept.y.dim() == 3:
         return _Recomputed(xz, d, kept.y, kept.states)
     args = _scan_args(w, d, None, routes, merge)
@@ -186,13 +191,16 @@ def _scan_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of u, delta and x_dbl, in their shapes, and of A, D and dt_bias."""
     args = _scan_args(w, r.direction, None, routes, merge)
-    du, ddelta, dA, dB, dC, dD, _, dbias = tools.scan.backward(args, r.states, None, dy, None)
     count, _, rank = w.dt_weight.shape
     dx_dbl = _new(dy, count, r.direction.x_dbl.shape[-1])
-    low, b, c = dx_dbl.split((rank, dB.shape[-1], dC.shape[-1]), dim=-1)
+    state = w.A.shape[-1]
+    low, b, c = dx_dbl.split((rank, state, state), dim=-1)
+    into = {"into": (b, c)} if tools.scan.name == "cuda" else {}
+    du, ddelta, dA, dB, dC, dD, _, dbias = tools.scan.backward(args, r.states, None, dy, None, **into)
     times_each(ddelta, w.dt_weight, low)
-    b.copy_(dB)
-    c.copy_(dC)
+    for place, grad in ((b, dB), (c, dC)):
+        if grad is not place:
+            place.copy_(grad)
     return du, ddelta, dx_dbl, dA, dD, dbias
 
 

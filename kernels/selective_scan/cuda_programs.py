@@ -60,7 +60,8 @@ class BackwardOut(ctypes.Structure):
 
     _fields_ = [
         ("u", Stream),
-        *_fields("saved carry dx ddelta dB dC dA dD dbias", ("per_tile", LONG), ("per_segment", LONG)),
+        *_fields("saved carry dx ddelta dB dC dA dD dbias"),
+        *(("per_tile", LONG), ("per_segment", LONG), ("bc_row", LONG)),
     ]
 
 

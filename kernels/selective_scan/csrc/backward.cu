@@ -23,10 +23,10 @@ struct BackwardOut {
   const float *saved;  // (chunks + 1, B, K, N, E)
   const float *carry;  // (B, K, segments, N, E) adjoint entering each segment from behind; null: zero
   void *dx, *ddelta;   // (B, K, L, E) of dx_t, ddelta_t
-  float *dB, *dC;      // (B, K, L, N), once for each tile, `per_tile` apart
+  float *dB, *dC;      // (B, K, L, N), rows `bc_row` apart, once for each tile, `per_tile` apart
   float *dA;           // (K, E, N) and
   float *dD, *dbias;   // (K, E), once for each batch entry and segment, `per_segment` apart
-  long long per_tile, per_segment;
+  long long per_tile, per_segment, bc_row;
 };
 
 #if FLOAT_DX || GROUPED
@@ -410,8 +410,8 @@ struct Backward {
         const float4 x = sm.sums[half][w][n % NL][(i * 4 + n / NL) * 4 + pair_t];
         v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
       }
-    const int bytes = p.N * (int)sizeof(float);
-    const long long to = tile * o.per_tile + ((long long)b * p.K + k) * p.L * p.N + p.n0 + n;
+    const int bytes = (int)o.bc_row * (int)sizeof(float);
+    const long long to = tile * o.per_tile + ((long long)b * p.K + k) * p.L * o.bc_row + p.n0 + n;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int pos = sm.pos[buffer][half * 8 + pair_t * 2 + i];
