@@ -204,13 +204,15 @@ class TrainConfig:
         model: the network.
         augment: random changes of the patches.
         trainer: length, optimiser and hardware.
-        out: run folder; receives model.safetensors, model.json, last.ckpt, metrics.csv and config.json.
+        out: run folder; receives model.safetensors, model.json, last.ckpt and the one before it, metrics.csv, times.csv
+            (wall-clock seconds) and config.json.
         patch_size: of the training patches, one entry per spatial axis: three entries train a 3D network, two a 2D
             network on slices along the last axis.
         plan: plan file of `ssmvision plan`, which decides orientation, voxel size, intensity scales, patch, batch and
             network, and whether the Dice loss is the batch's; a setting that says otherwise is refused.
         configuration: of the plan, "3d_fullres", "3d_lowres" or "2d".
-        resume: continue the run in `out` from its last.ckpt.
+        resume: continue the run in `out` from its last.ckpt: weights and metrics.csv become those of a run that was
+            never interrupted, bit for bit on the same device.
         overwrite: replace the run in `out`.
     """
 

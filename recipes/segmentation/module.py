@@ -200,7 +200,7 @@ class SegmentationModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Dice per class of one whole volume, by sliding windows; NaN where nobody marks the class."""
         self.spaced_result.set_spacing(batch["spacing_mm"][0, : len(self.patch_size)].tolist())
-        prediction = stream_labels(self._finest, batch["image"][0], self.patch_size)
+        prediction = self._labels(batch["image"][0])
         label = batch["label"][0, 0]
         dice = []
         for i in self.classes.values():
@@ -208,6 +208,19 @@ class SegmentationModule(LightningModule):
             size = int(p.sum()) + int(r.sum())
             dice.append(2.0 * int((p & r).sum()) / size if size else math.nan)
         self._cases.append(dice)
+
+    def _labels(self, image: Tensor) -> Tensor:
+        """Label map of a volume; where the device cannot hold it, it stays in main memory and windows go over."""
+        try:
+            return stream_labels(self._finest, image, self.patch_size)
+        except torch.OutOfMemoryError:
+            pass  # the handler would keep the tensors
+        warnings.warn(
+            f"validation: out of memory for {tuple(image.shape)} on {self.device}; kept on the CPU", stacklevel=2
+        )
+        torch.cuda.empty_cache()
+        labels = stream_labels(lambda w: self._finest(w.to(self.device)).cpu(), image.cpu(), self.patch_size)
+        return labels.to(self.device)
 
     def _finest(self, image: Tensor) -> Tensor:
         output = self.result(image)

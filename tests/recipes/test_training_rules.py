@@ -125,6 +125,22 @@ def test_short_memory(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_short_memory_in_validation(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train.run(tiny_config(root, tmp_path / "whole", max_epochs=1))
+    real, left = module.stream_labels, [1]
+
+    def labels(*arguments: Any) -> torch.Tensor:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "stream_labels", labels)
+    with pytest.warns(UserWarning, match=r"validation: out of memory for \(1, .*kept on the CPU"):
+        short = train.run(tiny_config(root, tmp_path / "short", max_epochs=1))
+    assert digests(short.out) == digests(whole.out)
+
+
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad"])
 def test_a_worker_that_fails(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     real = PatchDataset.__getitem__
