@@ -11,7 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.faults.common import FULL, child, cli, never_wrong
+from ssmvision.recipes.segmentation.volumes import read_grid
+from tests.faults.common import FULL, child, cli, never_wrong, refusal
+from tests.faults.test_13_grids import rigid, sitk_affine
 from tests.recipes.synthetic import ball, save
 
 # Cases of the fuzz; `make fuzz FUZZ=100000` for more.
@@ -65,3 +67,23 @@ def test_promises_are_bounded_by_the_file(tmp_path: Path) -> None:
     done = cli("check", tmp_path, "--layout", "pairs", "--workers", 1)
     assert done.status == 2
     assert f"needs {8192**3 * 4} bytes, the file has {len(content)}" in done.said
+
+
+@pytest.mark.fault(10, part="a sign that nibabel and SimpleITK read differently (pixdim[0]) is refused")
+def test_handedness(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(ball((10, 12, 8))[0], rigid(20, 1, 1.5, 2))
+    image.set_qform(image.affine, code=1)
+    image.set_sform(None, code=0)
+    content, path = bytearray(image.to_bytes()), tmp_path / "a.nii"
+    for value in (-1, 1, 0, -0.5):
+        content[76:80] = np.array([value], "<f4").tobytes()
+        path.write_bytes(content)
+        theirs, nibabels = sitk_affine(path), nibabel.load(path).affine
+        if np.allclose(theirs, nibabels, atol=1e-4):
+            np.testing.assert_array_equal(read_grid(path).affine, nibabels)
+            continue
+        assert value == -0.5
+        np.testing.assert_allclose(theirs[:3, 2], -nibabels[:3, 2], atol=1e-4)
+        told = refusal(lambda: read_grid(path))
+        never_wrong(told != "", "one of two readings was chosen without a word")
+        assert "pixdim[0] is -0.5" in told
