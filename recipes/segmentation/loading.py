@@ -27,8 +27,8 @@ __all__ = ["CACHE", "cache_folder", "loaders"]
 # Folder of the prepared cases within a run folder.
 CACHE = "preprocessed"
 MAX_WORKERS = 12
-# A worker that gives nothing for so long hangs.
-HANG_SECONDS = 60.0
+# A worker that gives nothing for so long hangs; with ending it, that takes less than a minute.
+HANG_SECONDS = 50.0
 # nnU-Net v2: this share of a batch, its last patches, is centred on foreground.
 NNUNET_FOREGROUND = 0.33
 
