@@ -26,7 +26,7 @@ def whole_numbers(path: Path, data: NDArray[Any]) -> NDArray[np.int64]:
         UserError: voxels that are no whole numbers.
     """
     if data.dtype.kind in "iu":
-        return data.astype(np.int64)
+        return np.asarray(data, dtype=np.int64)
     rounded = np.rint(data)
     distance = np.abs(data - rounded)
     off = distance > WHOLE
@@ -39,7 +39,7 @@ def whole_numbers(path: Path, data: NDArray[Any]) -> NDArray[np.int64]:
         some = ", ".join(f"{float(v)!r} as {round(float(v))}" for v in np.unique(data[near])[:5])
         problem = f"{int(near.sum())} voxel(s) are whole numbers but for rounding and are read as such: {some}"
         flag(path, problem, "store label maps as integers")
-    return rounded.astype(np.int64)
+    return np.asarray(rounded, dtype=np.int64)
 
 
 def count_ids(ids: NDArray[np.int64]) -> dict[int, int]:
@@ -80,10 +80,10 @@ def refuse_unknown(path: Path, counts: Mapping[int, int], allowed: Sequence[int]
     """
     unknown = {i: n for i, n in counts.items() if i not in set(allowed)}
     if unknown:
+        mapping = some_of(suggest_mapping(counts, allowed))
         raise UserError(
-            f"{path}: label ids not in {sorted(allowed)}, with their voxel counts: {some_of(unknown)}; correct the "
-            f"map (ssmvision align; suggested mapping: {some_of(suggest_mapping(counts, allowed))}), or add the ids to 'labels' of "
-            "dataset.json"
+            f"{path}: label ids not in {sorted(allowed)}, with their voxel counts: {some_of(unknown)}; correct the map "
+            f"(ssmvision align; suggested mapping: {mapping}), or add the ids to 'labels' of dataset.json"
         )
 
 

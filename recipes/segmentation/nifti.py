@@ -85,11 +85,11 @@ def open_nifti(path: Path, colour: bool) -> Any:
         raise UserError(f"{path}: the ending {path.suffix!r} is not NIfTI; convert it to .nii.gz")
     try:
         with _repairs_flagged(path):
-            image = nibabel.load(path)
-            affine = image.affine  # type: ignore[attr-defined]
-            int(image.dataobj.offset)  # type: ignore[attr-defined]
-            with nibabel.openers.ImageOpener(path) as stream:
-                raw = type(image.header).from_fileobj(stream, check=False)  # type: ignore[attr-defined]
+            image: Any = nibabel.load(path)
+            affine = image.affine
+            int(image.dataobj.offset)
+            with nibabel.openers.ImageOpener(str(path)) as stream:
+                raw = type(image.header).from_fileobj(stream, check=False)
     except DAMAGED as error:
         raise UserError(f"{path}: not a readable NIfTI file ({first_line(error)}); fetch or export it again") from None
     _check_size(path, image, colour)
@@ -175,7 +175,7 @@ def read_voxels(path: Path, image: Any) -> NDArray[Any]:
     """
     try:
         with np.errstate(invalid="ignore", over="ignore"):
-            data = np.asanyarray(image.dataobj)
+            data: NDArray[Any] = np.asanyarray(image.dataobj)
         surplus = _unpacked_bytes(path) - int(image.dataobj.offset) - _promised_bytes(image)
     except DAMAGED as error:
         raise UserError(
