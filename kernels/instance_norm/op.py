@@ -37,7 +37,7 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, ba
         backend: "auto", or a backend's name, or "-name" to forbid it.
 
     Returns:
-        (B, C, *spatial) in x's dtype, contiguous.
+        (B, C, *spatial) in x's dtype, contiguous; no view, so that autograd copies nothing for what follows in place.
 
     Raises:
         ValueError: shapes or devices do not fit.
@@ -51,8 +51,8 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, ba
         if tuple(t.shape) != (x.shape[1],) or t.device != x.device or t.dtype != weight.dtype:
             want = f"({x.shape[1]},) on {x.device} in weight's dtype"
             raise ValueError(f"{name} must be {want}, got {tuple(t.shape)} on {t.device} in {t.dtype}")
-    y: Tensor = _operator(x.flatten(2), weight, bias, eps, backend)[0]
-    return y.view(x.shape)
+    y: Tensor = torch.ops.aten._unsafe_view(_operator(x.flatten(2), weight, bias, eps, backend)[0], x.shape)
+    return y
 
 
 def _backend(x: Tensor, backend: str) -> registry.Backend:

@@ -36,6 +36,7 @@ def test_equals_pytorchs(grid: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda *t: instance_norm(*t, 1e-3), leaves)
     low = instance_norm(x.bfloat16(), weight.float(), bias.float())
     assert low.dtype == torch.bfloat16
+    assert not low._is_view()
     torch.testing.assert_close(low.double(), F.instance_norm(x, weight=weight, bias=bias), atol=0.03, rtol=0.03)
 
 
