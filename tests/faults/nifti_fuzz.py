@@ -238,7 +238,7 @@ def _agrees(
     if expected is None:
         return False
     data, own = expected
-    if not np.allclose(data.reshape(voxels.shape), voxels, rtol=1e-5, equal_nan=True):
+    if data.size != voxels.size or not np.allclose(data.reshape(voxels.shape), voxels, rtol=1e-5, equal_nan=True):
         return False
     return own is None or np.allclose(np.diag([unit, unit, unit, 1]) @ own, affine, rtol=1e-4, atol=1e-4)
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -103,10 +104,29 @@ def table(own: Sequence[Part], recorded: Sequence[Part], here: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_parts(path: Path) -> list[Part]:
-    """Parts of a file that `--json` wrote."""
+def read_parts(path: Path) -> tuple[list[Part], str]:
+    """Parts of a file that `--json` wrote, and the machine that they ran on."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return [Part(p["fault"], p["name"], p["result"], content["environment"]) for p in content["parts"]]
+    return [Part(p["fault"], p["name"], p["result"]) for p in content["parts"]], content["environment"]
+
+
+def inject(files: Sequence[str], quick: bool) -> list[Part]:
+    """Runs tests and returns the parts that they prove.
+
+    Args:
+        files: of tests; empty: all, with those that stand elsewhere.
+        quick: only the sample that `make test` runs.
+    """
+    if not quick:
+        os.environ["SSMVISION_FAULTS"] = "full"
+    collector = Collector()
+    # An empty expression lifts the ban on GPU tests: those without their device say that they did not run.
+    tests = files or [str(HERE), *(str(HERE.parents[1] / test) for test in ELSEWHERE)]
+    pytest.main(["-q", "-m", "", "-p", "no:cacheprovider", *tests], plugins=[collector])
+    if not files:
+        for key in ELSEWHERE.values():
+            collector.results.setdefault(key, "not run here")
+    return [Part(fault, name, result) for (fault, name), result in sorted(collector.results.items())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,25 +134,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "FAULTS.md", help="table to write")
     parser.add_argument("--json", type=Path, help="results of the parts to write")
-    parser.add_argument("--recorded", type=Path, default=HERE / "recorded_gpu.json", help="results of another machine")
+    parser.add_argument("--recorded", type=Path, nargs="*", help="of other machines; without it: recorded_*.json")
+    parser.add_argument(
+        "--results", type=Path, help="results of `--json` to make the table of, without running anything"
+    )
     parser.add_argument("--quick", action="store_true", help="the sample that `make test` runs, not everything")
     parser.add_argument("tests", nargs="*", help="files to run; none: all, and the parts that other tests prove")
     given = parser.parse_args(arguments)
-    if not given.quick:
-        os.environ["SSMVISION_FAULTS"] = "full"
-    collector = Collector()
-    # An empty expression lifts the ban on GPU tests: those without their device say that they did not run.
-    tests = given.tests or [str(HERE), *(str(HERE.parents[1] / test) for test in ELSEWHERE)]
-    pytest.main(["-q", "-m", "", "-p", "no:cacheprovider", *tests], plugins=[collector])
-    if not given.tests:
-        for key in ELSEWHERE.values():
-            collector.results.setdefault(key, "not run here")
-    own = [Part(fault, name, result) for (fault, name), result in sorted(collector.results.items())]
-    here = environment()
+    if given.results is not None:
+        own, here = read_parts(given.results)
+    else:
+        own, here = inject(given.tests, given.quick), environment()
     if given.json is not None:
         parts = [{"fault": p.fault, "name": p.name, "result": p.result} for p in own]
         given.json.write_text(json.dumps({"environment": here, "parts": parts}, indent=1) + "\n", encoding="utf-8")
-    recorded = read_parts(given.recorded) if given.recorded.is_file() else []
+    files = sorted(HERE.glob("recorded_*.json")) if given.recorded is None else given.recorded
+    recorded = [replace(part, where=where) for parts, where in map(read_parts, files) for part in parts]
     text = table(own, recorded, here)
     given.out.write_text(text, encoding="utf-8")
     print(text)

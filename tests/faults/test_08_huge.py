@@ -52,7 +52,7 @@ def test_peak_within_plan(tmp_path: Path) -> None:
     shape, classes, patch = ((96, 96, 320) if FULL else (64, 64, 160)), 104, 32
     path, log = tmp_path / "image.nii", tmp_path / "log"
     nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).integers(-999, 999, shape, np.int16), np.eye(4)), path)
-    given = Namespace(classes=classes, patch=patch, overlap=0.5, spacing_mm=None, threads=1, case=path)
+    given = Namespace(classes=classes, patch=patch, overlap=0.5, spacing_mm=None, rules="linear", threads=1, case=path)
 
     def predict() -> int:
         print(json.dumps(prediction_memory.predict(given)))
