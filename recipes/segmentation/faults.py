@@ -6,10 +6,12 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.module import SegmentationModule
@@ -20,11 +22,11 @@ IN_WORKER = re.compile(r"Caught UserError in DataLoader worker.*UserError: ", re
 
 
 @contextmanager
-def loader_faults(workers: int) -> Iterator[None]:
-    """Says in one line why the loader's worker processes failed.
+def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
+    """Says in one line why the loader's worker processes failed, and ends those that are left.
 
     Args:
-        workers: how many there are.
+        loader: with persistent workers, if any.
 
     Raises:
         UserError: a worker died, hangs, or met bad data.
@@ -37,6 +39,8 @@ def loader_faults(workers: int) -> Iterator[None]:
         text = str(error)
         if not text.startswith("DataLoader"):
             raise
+        for worker in getattr(getattr(loader, "_iterator", None), "_workers", ()):
+            worker.kill()  # torch has asked them already, which a hanging one does not hear
         cause = str(error.__cause__ or "")
         if "timed out" in text:
             why = "no batch came in time: a worker hangs, or the data come too slowly; cache them"
@@ -45,8 +49,8 @@ def loader_faults(workers: int) -> Iterator[None]:
         else:
             why = "a worker ended by itself; data.num_workers=0 shows its error"
         raise UserError(
-            f"data.num_workers: {workers}: {' '.join(text.split())} ({why}); continue with the same command and "
-            "--resume"
+            f"data.num_workers: {loader.num_workers}: {' '.join(text.split())} ({why}); continue with the same command "
+            "and --resume"
         ) from error
 
 

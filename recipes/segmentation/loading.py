@@ -20,6 +20,7 @@ from ssmvision.recipes.segmentation.config import AugmentConfig, TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset
 from ssmvision.recipes.segmentation.patches import Augment, MemoryCases, PatchDataset, Reader, Sampling, WholeCases
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
+from ssmvision.recipes.segmentation.stopping import outlive_signals
 from ssmvision.recipes.segmentation.transforms import LightAugment
 
 __all__ = ["CACHE", "cache_folder", "loaders"]
@@ -66,6 +67,7 @@ def loaders(
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=HANG_SECONDS if workers else 0,
+        worker_init_fn=outlive_signals,
     )
     if not dataset.validation:
         return train, None

@@ -85,7 +85,10 @@ def run_ranks(work: Callable[[A], T], argument: A, ranks: int, fork: bool = Fals
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
-        context.Process(target=_run_rank, args=(work, argument, environment | {"LOCAL_RANK": str(r)}, pipes[r][1]))
+        context.Process(
+            target=_run_rank,
+            args=(work, argument, environment | {"LOCAL_RANK": str(r)}, mp.get_start_method(), pipes[r][1]),
+        )
         for r in range(ranks)
     ]
     with restored_handlers():
@@ -101,8 +104,12 @@ def run_ranks(work: Callable[[A], T], argument: A, ranks: int, fork: bool = Fals
     return cast(T, _result(processes, outcomes))
 
 
-def _run_rank(work: Callable[[Any], Any], argument: Any, environment: dict[str, str], send: Connection) -> None:
+def _run_rank(
+    work: Callable[[Any], Any], argument: Any, environment: dict[str, str], start_method: str, send: Connection
+) -> None:
     os.environ |= environment
+    # Else the workers of this process's loader would start as it was started itself, each importing everything anew.
+    mp.set_start_method(start_method, force=True)
     try:
         result = work(argument)
         send.send(("result", result if rank() == 0 else None))

@@ -15,9 +15,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ssmvision.recipes.segmentation.checkpoints import LAST
 
-__all__ = ["SIGNALS", "Checkpoints", "interruptible", "restored_handlers"]
+__all__ = ["SIGNALS", "Checkpoints", "interruptible", "outlive_signals", "restored_handlers"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A worker that got SIGTERM ends by itself after so long.
+WORKER_SECONDS = 10
 
 
 class Checkpoints(Checkpoint):
@@ -61,18 +63,18 @@ class Checkpoints(Checkpoint):
         if self.between and (stop or due):
             self._save(trainer, pl_module)
         if stop:
-            self._end(trainer)
+            self.end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the epoch."""
         self._save(trainer, pl_module)
         if self._told_to_stop(trainer):
-            self._end(trainer)
+            self.end(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ends the run if it was told to. Several processes have different numbers of cases, and go on to the end."""
         if self.received is not None and trainer.world_size == 1 and trainer.state.fn == "fit":
-            self._end(trainer)
+            self.end(trainer)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
         # In the middle of a row of bad steps the weights may be bad already: the good checkpoint stays.
@@ -84,7 +86,8 @@ class Checkpoints(Checkpoint):
         told = self.received is not None
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
 
-    def _end(self, trainer: Trainer) -> NoReturn:
+    def end(self, trainer: Trainer) -> NoReturn:
+        """Says how to go on, and leaves."""
         number = self.received or signal.SIGTERM
         if trainer.is_global_zero:
             print(
@@ -100,6 +103,13 @@ def _leave(number: int) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a loader's worker process serve the running step to its end when a terminal or scheduler signals it, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_SECONDS))
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def train(job: Job) -> RunResult:
         batches, validation = loaders(
             config, dataset, job.preprocessing, job.spacing, lambda: history.steps, rank(), t.devices
         )
-        fit(trainer, module, batches, validation, config)
+        fit(trainer, module, batches, validation, config, checkpoints)
     if best.weights is not None:
         module.result.load_state_dict(best.weights)
         module.validation = dict(best.validation)
@@ -210,6 +210,7 @@ def fit(
     batches: DataLoader[Any],
     validation: DataLoader[Any] | None,
     config: TrainConfig,
+    checkpoints: Checkpoints,
 ) -> None:
     """Runs the epochs, and a validation if the last epoch had none.
 
@@ -219,10 +220,14 @@ def fit(
     saved = any((config.out / name).is_file() for name in (LAST, PREVIOUS))
     checkpoint = str(config.out / LAST) if config.resume and saved else None
     full = ""
-    with interruptible(trainer), loader_faults(batches.num_workers):
+    with interruptible(trainer), loader_faults(batches):
         try:
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if checkpoints.received is not None:
+                checkpoints.end(trainer)  # whoever told this process to stop has ended its workers
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             full = str(error).partition(". GPU")[0].partition("\n")[0]
     if full:  # out of the handler, whose traceback would keep the tensors
         advice = memory_advice(module, trainer, module.batch_shape)

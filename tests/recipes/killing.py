@@ -48,6 +48,8 @@ def tiny_config(root: Path, out: Path, **changes: object) -> TrainConfig:
 def _train(config: TrainConfig, said: Path) -> None:
     from ssmvision.recipes.segmentation import train
 
+    multiprocessing.set_start_method("fork", force=True)  # loader workers would otherwise start as this process did
+    os.setsid()  # a group of its own, to be signalled with its workers
     with said.open("a") as file:
         os.dup2(file.fileno(), 2)
     train.run(config)

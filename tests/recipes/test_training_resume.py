@@ -114,10 +114,11 @@ def test_a_signal_ends_the_run_after_the_step(
     status: int,
 ) -> None:
     config = tiny_config(root, tmp_path / "run", checkpoint_steps=5, max_epochs=2, steps_per_epoch=1000)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
     process = start(config)
     wait_for(config.out / "last.ckpt", process)
     assert process.pid is not None
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # as a terminal and most schedulers do
     process.join(60)
     assert process.exitcode == status
     text = said(config).read_text()
