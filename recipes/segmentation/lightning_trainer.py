@@ -118,11 +118,9 @@ def make_trainer(
         UserError: the device does not compute in that precision.
     """
     t = settings
-    every: list[Callback] = [*callbacks, checkpoints]
-    if t.max_minutes is not None:
-        every.append(Timer(timedelta(minutes=t.max_minutes), interval="epoch", verbose=False))
-    if terminal:
-        every.append(RichProgressBar())
+    budget = [] if t.max_minutes is None else [timedelta(minutes=t.max_minutes)]
+    timers = [Timer(limit, interval="epoch", verbose=False) for limit in budget]
+    bars = [RichProgressBar()] if terminal else []
     trainer = Trainer(
         default_root_dir=checkpoints.path.parent,
         accelerator=t.accelerator,
@@ -136,13 +134,18 @@ def make_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=False,
-        callbacks=every,
+        callbacks=[*callbacks, checkpoints, *timers, *bars],
         plugins=[SafeCheckpointIO(), *([LightningEnvironment()] if devices > 1 else [])],
         use_distributed_sampler=False,
         enable_progress_bar=terminal,
         enable_model_summary=False,
     )
-    used = trainer.precision_plugin.precision
-    if used != t.precision:
-        raise UserError(f"trainer.precision: {t.precision!r} needs a GPU; give {used!r} or 32-true")
+    _check_precision(trainer, t.precision)
     return trainer
+
+
+def _check_precision(trainer: Trainer, wanted: str) -> None:
+    """Lightning would take another one with a warning."""
+    used = trainer.precision_plugin.precision
+    if used != wanted:
+        raise UserError(f"trainer.precision: {wanted!r} needs a GPU; give {used!r} or 32-true")
