@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from ssmvision.recipes.segmentation import train
-from tests.faults.common import FULL, never_wrong
+from tests.faults.common import never_wrong
 from tests.recipes.killing import digests, run_killed, tiny_config
 from tests.recipes.synthetic import nnunet_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Kills per run, and runs: 20 in all.
-KILLS, RUNS = (5, 4) if FULL else (2, 1)
+# Kills, 20 in all, in so many tests.
+KILLS, RUNS = 5, 4
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
     return digests(out), time.monotonic() - started
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("run", range(RUNS))
 @pytest.mark.fault(1, part="SIGKILL at 20 random moments: weights, card and metrics of the resumed run bit-identical")
 def test_killed_at_random(root: Path, whole: tuple[dict[str, str], float], tmp_path: Path, run: int) -> None:
