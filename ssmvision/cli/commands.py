@@ -186,7 +186,12 @@ COMMANDS = (
         f"{_RESOLUTION}.spacing:run",
         extra="demo",
     ),
-    Command("models", "list the models registered with timm", f"{_CLI}.models:ModelsConfig", f"{_CLI}.models:run"),
+    Command(
+        "models",
+        "list the models: parameters, multiply-accumulates, input, licence and source of the weights",
+        f"{_CLI}.models:ModelsConfig",
+        f"{_CLI}.models:run",
+    ),
     Command(
         "configs list",
         "list the configurations that ship with the package",
