@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["Pass", "Size", "backward_pass", "forward_pass", "images_per_block", "shared_bytes"]
+__all__ = ["Pass", "Size", "backward_pass", "blocks_of_8", "forward_pass", "images_per_block", "shared_bytes"]
 
 TILE = 16  # channels of a block
 SEGMENTS = 8  # of a warp
@@ -21,6 +21,7 @@ FORWARD_WARPS, BACKWARD_WARPS = ((224, 8), (56, 4), (14, 2), (1, 1)), ((224, 8),
 # cost about as much as so many rounds.
 ROUTE_ROUNDS = 2.0
 MOST_IMAGES = 8
+MOST_KEPT = 8  # rounds of which links between warps are kept, so that most routes need no block barrier on the way
 RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, for each block
 
 
@@ -50,24 +51,32 @@ class Pass:
         threads: largest block that the kernel is compiled for.
         warps: of a block.
         rounds: in which a route is walked.
+        kept: rounds of which the links between warps are kept at once, a power of two.
     """
 
     threads: int
     warps: int
     rounds: int
+    kept: int
+
+    @property
+    def apart(self) -> int:
+        """Rounds from one block barrier of a walk to the next, a power of two: none where no link is overwritten."""
+        return self.kept if self.kept >= self.rounds else self.kept // 2
 
 
-def _blocks_of_8(size: Size) -> int:
+def blocks_of_8(size: Size) -> int:
+    """Blocks of 8 that a token's projections take."""
     return -(-(size.rank + 2 * size.states) // 8)
 
 
-def shared_bytes(size: Size, backward: bool, warps: int, images: int = 1) -> int:
+def shared_bytes(size: Size, backward: bool, cut: Pass, images: int = 1) -> int:
     """Dynamic shared memory of a block; csrc/ lays it out."""
-    blocks = _blocks_of_8(size)
+    blocks = blocks_of_8(size)
     room = size.states * 2 * ROOM
     if backward:
         room = max(room, TILE * (size.states + 1), -(-size.rank // 16) * 256 if size.half else 0)
-    total = images * size.slots * TILE * 4 + warps * (size.states * TILE + room) * 4
+    total = images * size.slots * TILE * 4 + cut.warps * (cut.kept * size.states * TILE + room) * 4
     if blocks > 2:
         total += blocks * 64 * (8 if size.half else 16)
         total += -(-size.rank // 8) * 64 * 8 if backward else 0
@@ -79,15 +88,20 @@ def _fitting(size: Size, threads: int, limit: int, backward: bool) -> Pass | Non
     table = BACKWARD_WARPS if backward else FORWARD_WARPS
     wanted = next(warps for segments, warps in table if size.segments >= segments)
     for warps in range(wanted, 0, -1):
-        if shared_bytes(size, backward, warps) <= limit:
-            return Pass(threads, warps, -(-size.segments // (warps * SEGMENTS)))
+        rounds = -(-size.segments // (warps * SEGMENTS))
+        kept = 1 << (min(rounds, MOST_KEPT) - 1).bit_length()
+        while kept:
+            cut = Pass(threads, warps, rounds, kept)
+            if cut.apart and shared_bytes(size, backward, cut) <= limit:
+                return cut
+            kept //= 2
     return None
 
 
 @lru_cache(maxsize=256)
 def forward_pass(size: Size, limit: int) -> Pass | None:
     """The forward's cut, or None where an image does not fit into a block's shared memory of `limit` bytes."""
-    return _fitting(size, FORWARD_THREADS if _blocks_of_8(size) <= 2 else BACKWARD_THREADS, limit, False)
+    return _fitting(size, FORWARD_THREADS if blocks_of_8(size) <= 2 else BACKWARD_THREADS, limit, False)
 
 
 @lru_cache(maxsize=256)
@@ -109,10 +123,10 @@ def images_per_block(
     """
 
     def cost(images: int) -> float:
-        resident = (limit + RESERVED_BYTES) // (shared_bytes(size, backward, cut.warps, images) + RESERVED_BYTES)
+        resident = (limit + RESERVED_BYTES) // (shared_bytes(size, backward, cut, images) + RESERVED_BYTES)
         together = processors * max(min(resident, cut.threads // 32 // cut.warps), 1)
         waves = -(-(-(-batch // images) * tiles) // together)
         return waves * (images * cut.rounds + ROUTE_ROUNDS)
 
-    fitting = (n for n in range(1, MOST_IMAGES + 1) if shared_bytes(size, backward, cut.warps, n) <= limit)
+    fitting = (n for n in range(1, MOST_IMAGES + 1) if shared_bytes(size, backward, cut, n) <= limit)
     return min(fitting, key=cost)

@@ -34,6 +34,7 @@ from ssmvision.kernels.projected_scan.cuda_programs import (
     ForwardOut,
     Route,
     Scan,
+    cut_defines,
     walk_defines,
 )
 from ssmvision.kernels.projected_scan.lines import lines_of, map_slots, saved_states, segment_steps
@@ -152,7 +153,7 @@ class _Inputs:
             self.size, cut, limit, backward=backward, batch=self.batch, tiles=self.tiles, processors=processors
         )
 
-    def scan(self, rounds: int, images: int) -> Scan:
+    def scan(self, cut: Pass, images: int) -> Scan:
         """The parameter block of a pass."""
         routes = (_route(name, self.args.grid, self.steps) for name in self.args.routes)
         pointers = (self.x, self.projected, self.weight, self.A, self.D, self.bias)
@@ -167,10 +168,12 @@ class _Inputs:
             K=self.routes,
             E=self.channels,
             tiles=self.tiles,
-            rounds=rounds,
+            rounds=cut.rounds,
             slots=self.size.slots,
             segments=self.segments,
             images=images,
+            kept=cut.kept,
+            apart=cut.apart,
             scale=1 / self.routes if self.args.merge == "mean" else 1.0,
             routes=(Route * MAX_ROUTES)(*routes),
         )
@@ -179,13 +182,13 @@ class _Inputs:
         self, program: str, cut: Pass, images: int, out: ctypes.Structure, backward: bool, **defines: int
     ) -> None:
         """One block for so many images and each channel tile."""
-        shared = shared_bytes(self.size, backward, cut.warps, images)
+        shared = shared_bytes(self.size, backward, cut, images)
         row = self.projected.stride(1)
         walk = walk_defines(self.args.routes, self.args.grid, self.steps, self.channels, row)
-        flags = self.defines(THREADS=cut.threads, MANY=int(images > 1), **defines) | walk
+        flags = self.defines(MANY=int(images > 1), **defines) | cut_defines(cut, self.size, walk, backward) | walk
         compiled = _kernel(program, self.device, **flags)
         grid = (-(-self.batch // images) * self.tiles, 1, 1)
-        compiled.launch(grid, (cut.warps * 32, 1, 1), shared, None, (self.scan(cut.rounds, images), out))
+        compiled.launch(grid, (cut.warps * 32, 1, 1), shared, None, (self.scan(cut, images), out))
 
 
 @lru_cache(maxsize=512)

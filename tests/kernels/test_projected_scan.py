@@ -257,7 +257,11 @@ def test_cuts_fit_and_cover(width: int, half: bool, rank: int, states: int) -> N
         assert cut.warps * 32 <= cut.threads
         assert cut.rounds * cut.warps * config.SEGMENTS >= segments
         assert (cut.rounds - 1) * cut.warps * config.SEGMENTS < segments
-        assert config.shared_bytes(size, backward, cut.warps) <= HOPPER
+        # No link is written again within the rounds that warps may be apart, and a round takes the one's before it.
+        assert cut.kept >= min(cut.rounds, 2)
+        assert cut.kept >= cut.rounds or cut.apart < cut.kept
+        assert all(n > 0 and n & (n - 1) == 0 for n in (cut.kept, cut.apart))
+        assert config.shared_bytes(size, backward, cut) <= HOPPER
 
 
 @pytest.mark.parametrize(("width", "rank", "channels"), [(56, 6, 96), (28, 12, 192), (14, 24, 384), (7, 48, 768)])
@@ -274,7 +278,7 @@ def test_blocks_take_several_small_images(width: int, rank: int, channels: int) 
         ]
         assert counts[0] == 1
         assert (counts[1] > 1) == (width < 28)
-        assert config.shared_bytes(size, backward, cut.warps, counts[1]) <= HOPPER
+        assert config.shared_bytes(size, backward, cut, counts[1]) <= HOPPER
 
 
 def test_images_beyond_shared_memory_have_no_cut() -> None:

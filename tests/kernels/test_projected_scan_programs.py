@@ -9,8 +9,24 @@ import pytest
 
 from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.projected_scan import cuda_programs
-from ssmvision.kernels.projected_scan.config import BACKWARD_THREADS, FORWARD_THREADS, ROOM, TILE
-from ssmvision.kernels.projected_scan.cuda_programs import BackwardOut, ForwardOut, Route, Scan, walk_defines
+from ssmvision.kernels.projected_scan.config import (
+    BACKWARD_THREADS,
+    FORWARD_THREADS,
+    ROOM,
+    TILE,
+    Size,
+    backward_pass,
+    forward_pass,
+)
+from ssmvision.kernels.projected_scan.cuda_programs import (
+    BackwardOut,
+    ForwardOut,
+    Route,
+    Scan,
+    cut_defines,
+    walk_defines,
+)
+from ssmvision.kernels.projected_scan.lines import map_slots, saved_states, segment_steps
 
 ARCH = "sm_90"
 CSRC = files("ssmvision.kernels.projected_scan").joinpath("csrc")
@@ -53,6 +69,22 @@ def test_constants_agree_with_the_source() -> None:
     assert f"constexpr int MAX_ROUTES = {cuda_programs.MAX_ROUTES};" in text
 
 
+@pytest.mark.parametrize(
+    ("width", "rank", "backward", "solo", "full"),
+    [(56, 6, 1, 0, 1), (56, 6, 0, 0, 1), (28, 12, 1, 0, 0), (14, 24, 1, 0, 0), (7, 48, 1, 1, 0), (8, 6, 0, 0, None)],
+)
+def test_one_warp_and_no_idle_lane_are_compiled_in(
+    width: int, rank: int, backward: int, solo: int, full: int | None
+) -> None:
+    grid = (width, width)
+    steps = segment_steps(CROSS, grid, 1)
+    size = Size(map_slots(grid), saved_states(CROSS, grid, 1), steps, rank, 1, True)
+    cut = (backward_pass if backward else forward_pass)(size, 232448)
+    assert cut is not None
+    defines = cut_defines(cut, size, walk_defines(CROSS, grid, steps, 16, 32), bool(backward))
+    assert defines == {"THREADS": cut.threads, "SOLO": solo} | ({} if full is None else {"FULL": full})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_unusual_variants_compile(shape: tuple[int, int, int, int]) -> None:
@@ -60,6 +92,6 @@ def test_unusual_variants_compile(shape: tuple[int, int, int, int]) -> None:
     common: dict[str, int | str] = {"IO": io, "R": rank, "NS": states}
     walk = walk_defines(CROSS, (9, 11), steps, 32, 32)
     assert set(walk) == {"S", "RAGGED"}
-    assert variant("projected_forward", **common, THREADS=FORWARD_THREADS, SAVE=1, MANY=1, **walk)
-    assert variant("projected_backward", **common, THREADS=BACKWARD_THREADS, MANY=1, **walk)
+    assert variant("projected_forward", **common, THREADS=FORWARD_THREADS, SOLO=io % 2, SAVE=1, MANY=1, **walk)
+    assert variant("projected_backward", **common, THREADS=BACKWARD_THREADS, SOLO=io % 2, MANY=1, **walk)
     assert variant("projected_merge", **common, S=1)

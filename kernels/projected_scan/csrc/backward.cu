@@ -98,7 +98,7 @@ struct Walker {
     e_count = min(TILE, p.E - channel);
     maps = (float4 *)shared;
     links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
-    room = links + warps * NS * TILE;
+    room = links + p.kept * warps * NS * TILE;
     exchange = room + warp * NS * 2 * ROOM;
     char *wide = (char *)(room + warps * WARP_ROOM);
     weights.shared = (Weights::part_t *)wide;
@@ -286,7 +286,8 @@ struct Walker {
       dD[0] = fmaf(d4.x, x4.x, dD[0]), dD[1] = fmaf(d4.y, x4.y, dD[1]);
       dD[2] = fmaf(d4.z, x4.z, dD[2]), dD[3] = fmaf(d4.w, x4.w, dD[3]);
     } else {
-      const float4 old = kept;
+      float4 old = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (at.count > 0) old = kept;  // a lane without a segment would read what others write
       v[0] = old.x, v[1] = old.y, v[2] = old.z, v[3] = old.w;
     }
 #pragma unroll
@@ -363,7 +364,7 @@ struct Walker {
       load<K>(r);
       float through[4][NS], back[4][NS];
       recompute(through, back);
-      enter<true>(exchange, links, round == p.rounds - 1, round == 0, through, back, lane, warp, warps);
+      enter<true>(p, p.rounds - 1 - round, exchange, links, through, back, lane, warp, warps);
       walk_back<K>(r, skip, dD, back);
     }
   }
@@ -460,7 +461,8 @@ struct Walker {
   }
 };
 
-// Shared memory: dx (images, slots, 16) floats, the warps' links (NS, 16), rooms (WARP_ROOM), the weights where kept there.
+// Shared memory: dx (images, slots, 16) floats, links (kept, warps, NS, 16), the warps' rooms
+// (WARP_ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_backward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 shared[];

@@ -2,16 +2,23 @@
 // A warp owns 8 segments of S steps of a route and 16 channels of one image. Lane (g, t) = (lane / 4, lane % 4) walks
 // segment g for the channels 4 t .. 4 t + 3. A product of 16 rows (two tokens of each segment) by 8 columns leaves its
 // results in just these lanes, so step sizes, B and C come out of the tensor cores where they are used.
-// Defines: IO (0 float, 1 bfloat16, 2 half), R (rank of the step sizes), NS (states: 1, 2, 4), S (steps of a segment); and
-// for the walks RAGGED (whether a line may end within a segment), MANY (whether a block takes several images), and either
-// nothing more, or FIXED with ROUTES, STRIDES, SLOT_STRIDES (of every route), CHANNELS and PROJ_ROW (E and proj_l): every
-// route then has code of its own, which is faster, but long, so that short walks would mostly wait for instructions.
+// Defines: IO (0 float, 1 bfloat16, 2 half), R (rank of the step sizes), NS (states: 1, 2, 4), S (steps of a segment);
+// and for the walks RAGGED (whether a line may end within a segment), MANY (whether a block takes several images), SOLO
+// (whether a block is one warp), and either nothing more, or FIXED with FULL (whether every lane has a segment in every
+// round), ROUTES, STRIDES, SLOT_STRIDES (of every route), CHANNELS and PROJ_ROW (E and proj_l): every route then has code
+// of its own, which is faster, but long, so that short walks would mostly wait for instructions.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #ifndef RAGGED
 #define RAGGED 0
+#endif
+#ifndef FULL
+#define FULL 0
+#endif
+#ifndef SOLO
+#define SOLO 0
 #endif
 
 #if IO == 0
@@ -41,12 +48,13 @@ struct Route {
 };
 
 // Grid order: x (B, L, E); proj (B, K, L, 8 KB) with the given strides, zero or finite beyond Q; W (K, E, R),
-// A (K, E, NS), D, bias (K, E).
+// A (K, E, NS), D, bias (K, E). kept, a power of two: of so many rounds the links between warps are kept; warps drift
+// apart by at most `apart` rounds, likewise a power of two.
 struct Scan {
   const io_t *x, *proj;
   const float *W, *A, *D, *bias;
   long long proj_b, proj_k;
-  int proj_l, L, batch, K, E, tiles, rounds, slots, segments, images;
+  int proj_l, L, batch, K, E, tiles, rounds, slots, segments, images, kept, apart;
   float scale;
   Route routes[MAX_ROUTES];
 };
@@ -303,7 +311,7 @@ struct Segment {
   int index, count, pos, slot;
 };
 __device__ __forceinline__ Segment segment_at(const Route &r, int index) {
-  const bool real = index < r.total;
+  const bool real = FULL || index < r.total;
   const int q = real ? index : 0, line = (int)(((float)q + 0.5f) * r.inverse_segments), first = (q - line * r.segments) * S;
   Segment out;
   out.index = index, out.count = real ? (RAGGED ? min(S, r.length - first) : S) : 0;
@@ -315,8 +323,9 @@ __device__ __forceinline__ Segment segment_of(const Route &r, int round, int war
 }
 // Steps from a segment's start to step i, or 0 beyond the line's end.
 __device__ __forceinline__ int inside(const Segment &s, int i) { return RAGGED && i >= s.count ? 0 : i; }
-__device__ __forceinline__ bool there(const Segment &s, int i) { return RAGGED ? i < s.count : s.count > 0; }
-// Named barriers between a warp and the next, so that warps drift apart and their loads and arithmetic overlap.
+__device__ __forceinline__ bool there(const Segment &s, int i) { return RAGGED ? i < s.count : FULL || s.count > 0; }
+// Named barriers between a warp and the next, so that warps drift apart and their loads and arithmetic overlap. With
+// them a block takes all 16 barriers, and 4 blocks those of a multiprocessor: a single warp does without.
 __device__ __forceinline__ void hand_over(int link) { asm volatile("bar.arrive %0, 64;" ::"r"(link + 1) : "memory"); }
 __device__ __forceinline__ void receive(int link) { asm volatile("bar.sync %0, 64;" ::"r"(link + 1) : "memory"); }
 
@@ -325,15 +334,21 @@ __device__ __forceinline__ int room_at(int t, int c) { return t * 40 + c * 8; }
 
 // A lane's segment maps what enters it, v, to leaves + through v. Replaces `leaves` by what enters this lane's segment,
 // from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order
-// along the route, and from the last one to the first of the next round. Half a warp joins four segments of a channel
-// each: `room` turns lanes of segments into lanes of channels and back.
+// along the route, and from the last one to the first of the next round; `round` counts in that order. A link has a
+// place of its own in each of p.kept rounds, and a block barrier stands between taking a value and writing its place
+// again: the barriers between warps alone would order them too, but only by way of all other warps. Half a warp joins
+// four segments of a channel each: `room` turns lanes of segments into lanes of channels and back.
 template <bool BACK>
-__device__ __forceinline__ void enter(float *room, float *links, bool first_round, bool last_round,
-                                      const float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp, int warps) {
+__device__ __forceinline__ void enter(const Scan &p, int round, float *room, float *links,
+                                      const float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp,
+                                      int warps) {
   const int g = BACK ? 7 - (lane >> 2) : lane >> 2, t = lane & 3, channel = lane & 15;
   const bool behind = lane >= 16;  // joins segments 4 to 7
   const int before = BACK ? warps - 1 - warp : warp, from = before ? before - 1 : warps - 1;
-  const bool last = before == warps - 1, start = first_round && before == 0;
+  const bool start = round == 0 && before == 0, end = round + 1 == p.rounds && before == warps - 1;
+  const float *taken = links + (((before ? round : round - 1) & (p.kept - 1)) * warps + from) * NS * TILE;
+  float *left = links + ((round & (p.kept - 1)) * warps + before) * NS * TILE;
+  if (round && (round & (p.apart - 1)) == 0) __syncthreads();
   __syncwarp();
 #pragma unroll
   for (int n = 0; n < NS; n++)
@@ -355,19 +370,18 @@ __device__ __forceinline__ void enter(float *room, float *links, bool first_roun
     whole_p[n] = low_p[n] * p4, whole_h[n] = fmaf(p4, low_h[n], h4);
   }
   if (!start) {
-    if (warps > 1) receive(from);
-    else __syncwarp();
+    if (SOLO) __syncwarp();
+    else receive(from);
   }
   float in[NS];
 #pragma unroll
-  for (int n = 0; n < NS; n++) in[n] = start ? 0.f : links[(from * NS + n) * 16 + channel];
-  if (warps == 1) __syncwarp();
-  if (!(last && last_round)) {
+  for (int n = 0; n < NS; n++) in[n] = start ? 0.f : taken[n * TILE + channel];
+  if (!end) {
     if (behind)
 #pragma unroll
-      for (int n = 0; n < NS; n++) links[(before * NS + n) * 16 + channel] = fmaf(whole_p[n], in[n], whole_h[n]);
+      for (int n = 0; n < NS; n++) left[n * TILE + channel] = fmaf(whole_p[n], in[n], whole_h[n]);
     __syncwarp();
-    if (warps > 1) hand_over(before);
+    if (!SOLO) hand_over(before);
   }
 #pragma unroll
   for (int n = 0; n < NS; n++) {

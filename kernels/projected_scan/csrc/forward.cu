@@ -33,7 +33,7 @@ struct Walker {
     e_count = min(TILE, p.E - channel);
     maps = (float4 *)shared;
     links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
-    float *rooms = links + warps * NS * TILE;
+    float *rooms = links + p.kept * warps * NS * TILE;
     room = rooms + warp * NS * 2 * ROOM;
     weights.shared = (Weights::part_t *)(rooms + warps * NS * 2 * ROOM);
     selector.load(g, t);
@@ -148,15 +148,16 @@ struct Walker {
       for (int c = 0; c < 4; c++)
 #pragma unroll
         for (int n = 0; n < NS; n++) through[c][n] = P[S - 1][c][n], entry[c][n] = h[S - 1][c][n];
-      enter<false>(room, links, round == 0, !more, through, entry, lane, warp, warps);
+      enter<false>(p, round, room, links, through, entry, lane, warp, warps);
       if (SAVE) save(at_route<K>(), entry);
       quad_t skipped[S];
 #pragma unroll
       for (int i = 0; i < S; i++) skipped[i] = raw_x[i];
       const Segment next = segment_of(r, round + 1, warps, warp, g);
       if (more) load<K>(next, r);  // after the carries, which would otherwise wait behind it
+      if (at.count > 0)  // a lane without a segment would read what others write
 #pragma unroll
-      for (int i = 0; i < S; i++) add_output<K>(r, i, skipped[i], skip, entry);
+        for (int i = 0; i < S; i++) add_output<K>(r, i, skipped[i], skip, entry);
       at = next;
     }
   }
@@ -198,7 +199,8 @@ struct Walker {
   }
 };
 
-// Shared memory: y (images, slots, 16) floats, the warps' links (NS, 16) and rooms (NS, 2, ROOM), the weights where kept there.
+// Shared memory: y (images, slots, 16) floats, links (kept, warps, NS, 16), the warps' rooms (NS, 2,
+// ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_forward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 shared[];
