@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from ssmvision.convert import convert_state_dict, load_official, unwrap_checkpoint
 from ssmvision.errors import UserError
 from ssmvision.models.fusion_mamba import FusionMamba
+from ssmvision.models.fusion_mamba_official import constructor_arguments
 from ssmvision.recipes.fusion.progress import shown
 from ssmvision.recipes.fusion.tiling import fused_in_tiles
 from ssmvision.recipes.fusion.weights import CARD, WEIGHTS, open_model
@@ -24,7 +23,6 @@ __all__ = ["NetworkFusion", "load_checkpoint", "open_network"]
 
 # Slices go through the network together up to so many pixels.
 _PIXELS_AT_ONCE = 2**18
-_BLOCK = re.compile(r"^(layers|layers_up)\.(\d+)\.blocks\.(\d+)\.")
 
 
 class _FusionNetwork(Protocol):
@@ -117,7 +115,7 @@ def load_checkpoint(path: Path) -> FusionMamba:
     try:
         state = unwrap_checkpoint(load_official(path))
         with torch.device("meta"):  # initial values of 160 million parameters would take longer than their use
-            network = FusionMamba(**_settings(state))
+            network = FusionMamba(**constructor_arguments(state))
         network.load_state_dict(convert_state_dict(network, state), assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
@@ -126,33 +124,3 @@ def load_checkpoint(path: Path) -> FusionMamba:
     if bad:
         raise UserError(f"{path}: non-finite values in {', '.join(bad[:3])}; get or train the weights again")
     return network.float().eval()
-
-
-def _settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `FusionMamba` that these tensors were made with."""
-    first = int(state["patch_embed1.proj.weight"].shape[0])
-    depths = {name: _depths(state, name) for name in ("layers", "layers_up")}
-    settings: dict[str, Any] = {
-        "depths": depths["layers"],
-        "depths_decoder": depths["layers_up"],
-        "dims": tuple(first * 2**i for i in range(len(depths["layers"]))),
-        "d_state": int(state["layers.0.blocks.0.op.A_logs"].shape[1]),
-    }
-    deepest = f"Cross_block.{len(depths['layers']) - 1}.self_attention_cross"
-    if f"{deepest}.A_logs" in state:
-        settings["fusion_d_state"] = int(state[f"{deepest}.A_logs"].shape[1])
-        inner = int(state[f"{deepest}.out_proj.weight"].shape[1])
-        published = any(key.endswith(".base_mask") for key in state)
-        own = int(state[f"{deepest}.in_proj2.weight"].shape[0]) == 2 * inner and not published
-        settings["gate"] = "own" if own else "official"
-    return settings
-
-
-def _depths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    found: dict[int, int] = {}
-    for key in state:
-        match = _BLOCK.match(key)
-        if match is not None and match[1] == name:
-            stage, block = int(match[2]), int(match[3])
-            found[stage] = max(found.get(stage, 0), block + 1)
-    return tuple(found[stage] for stage in range(len(found)))

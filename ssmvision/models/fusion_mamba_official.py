@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmvision.layers.fusion_scan import Gate
 
-__all__ = ["lean_state"]
+__all__ = ["constructor_arguments", "lean_state"]
 
 CONSTANT = re.compile(r"\.base_mask$")
 UNUSED = re.compile(r"^Cross_block\.0\.|\.Diff_enhance\.lastconv\.(weight|bias)$")
+BLOCK = re.compile(r"^(layers|layers_up)\.(\d+)\.blocks\.(\d+)\.")
 SECOND = re.compile(r"\.self_attention_cross\.in_proj2\.weight$")
 
 
@@ -50,3 +52,40 @@ def lean_state(state: Mapping[str, Tensor], gate: Gate) -> dict[str, Tensor]:
             stacklevel=3,
         )
     return out
+
+
+def constructor_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `FusionMamba` that these tensors were made with; published ones give the lean network of their gate.
+
+    Args:
+        state: of ours or published.
+
+    Raises:
+        KeyError: a tensor that every such network has is missing.
+    """
+    first = int(state["patch_embed1.proj.weight"].shape[0])
+    depths = {name: _depths(state, name) for name in ("layers", "layers_up")}
+    settings: dict[str, Any] = {
+        "depths": depths["layers"],
+        "depths_decoder": depths["layers_up"],
+        "dims": tuple(first * 2**i for i in range(len(depths["layers"]))),
+        "d_state": int(state["layers.0.blocks.0.op.A_logs"].shape[1]),
+    }
+    deepest = f"Cross_block.{len(depths['layers']) - 1}.self_attention_cross"
+    if f"{deepest}.A_logs" in state:
+        settings["fusion_d_state"] = int(state[f"{deepest}.A_logs"].shape[1])
+        inner = int(state[f"{deepest}.out_proj.weight"].shape[1])
+        published = any(key.endswith(".base_mask") for key in state)
+        own = int(state[f"{deepest}.in_proj2.weight"].shape[0]) == 2 * inner and not published
+        settings["gate"] = "own" if own else "official"
+    return settings
+
+
+def _depths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    found: dict[int, int] = {}
+    for key in state:
+        match = BLOCK.match(key)
+        if match is not None and match[1] == name:
+            stage, block = int(match[2]), int(match[3])
+            found[stage] = max(found.get(stage, 0), block + 1)
+    return tuple(found[stage] for stage in range(len(found)))
