@@ -52,7 +52,7 @@ def norm_map(
         out_dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
     y: Tensor = branch_norm(_positions(x), weight, bias, eps, out_dtype, channels_last, backend)[0]
     grid = x.shape[2:]
-    return y.view(len(x), *grid, x.shape[1]) if channels_last else y.view(x.shape)
+    return y.view(x.shape[0], *grid, x.shape[1]) if channels_last else y.view(x.shape)
 
 
 def add_branch(
@@ -83,11 +83,11 @@ def add_branch(
         TypeError: an argument is not a real floating-point tensor.
     """
     _check({"x": x, "branch": branch, "gamma": gamma, "keep": keep})
-    if x.dim() < 2 or branch.shape != (len(x), *x.shape[2:], x.shape[1]):
+    if x.dim() < 2 or branch.shape != (x.shape[0], *x.shape[2:], x.shape[1]):
         raise ValueError(
             f"branch must be (B, *grid, C) for x (B, C, *grid) = {tuple(x.shape)}, got {tuple(branch.shape)}"
         )
-    for name, t, size in (("gamma", gamma, x.shape[1]), ("keep", keep, len(x))):
+    for name, t, size in (("gamma", gamma, x.shape[1]), ("keep", keep, x.shape[0])):
         if t is not None and tuple(t.shape) != (size,):
             raise ValueError(f"{name} must have shape ({size},), got {tuple(t.shape)}")
     if keep is not None and (keep.dtype != torch.float32 or keep.requires_grad):

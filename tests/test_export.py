@@ -1,0 +1,138 @@
+"""ONNX files against eager PyTorch in ONNX Runtime: every family of models, every kind of route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import ssmvision  # noqa: F401  (registers the models)
+from ssmvision.errors import UserError
+from ssmvision.export import onnx as onnx_module
+from ssmvision.export import to_onnx
+from ssmvision.export.routes import axis_order
+from ssmvision.kernels.routes import ROUTES
+from ssmvision.kernels.selective_scan import selective_scan_nd
+from ssmvision.models import FusionMamba, UMambaBot
+
+TOLERANCE = 2e-5
+
+
+def image(*size: int) -> Tensor:
+    return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+
+
+class Scan(nn.Module):
+    """Only the scan, of maps (B, *grid, 8) whose slices are its inputs."""
+
+    def __init__(self, routes: tuple[str, ...], merge: Any, full: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        k = len(routes)
+        self.routes, self.merge, self.full = routes, merge, full
+        self.A = nn.Parameter(-torch.rand(k, 8, 3))
+        self.D, self.bias = (nn.Parameter(torch.randn(k, 8)) if full else None for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = len(self.routes)
+        several = torch.stack([x * (i + 1) for i in range(k)], 1)
+        out, last = selective_scan_nd(
+            x if self.full else several,
+            several - 1,
+            self.A,
+            several[..., :3],
+            several[..., 3:6],
+            self.D,
+            (several if self.merge == "none" else x) if self.full else None,
+            self.bias,
+            True,
+            True,
+            routes=self.routes,
+            merge=self.merge,
+        )
+        return torch.cat([out.flatten(1), last.flatten(1)], 1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "routes", "merge", "full"),
+    [
+        ((7,), ("forward", "backward"), "mean", True),
+        ((3, 4), ("row", "column", "row_reverse", "column_reverse"), "sum", True),
+        ((3, 4), ("row", "column_reverse"), "none", False),
+        ((5, 4), ("skip_even_even", "skip_odd_even", "skip_even_odd", "skip_odd_odd"), "sum", True),
+        ((2, 3, 4), ("dhw", "whd_reverse", "inter_slice"), "none", True),
+    ],
+    ids=str,
+)
+def test_scan(grid: tuple[int, ...], routes: tuple[str, ...], merge: str, full: bool, tmp_path: Path) -> None:
+    report = to_onnx(Scan(routes, merge, full), tmp_path / "scan.onnx", image(*grid, 8))
+    assert report.error < TOLERANCE
+
+
+def test_every_whole_route_is_an_order_of_axes() -> None:
+    for name, (dims, _) in ROUTES.items():
+        for spatial in (dims,) if dims else (1, 2, 3):
+            assert (axis_order(name, spatial) is None) == name.startswith("skip")
+
+
+MODELS = {
+    "vim": lambda: (timm.create_model("vim_tiny", depth=1, img_size=48, num_classes=7), image(3, 48, 48), (0,)),
+    "vmamba": lambda: (
+        timm.create_model("vmamba_tiny", depths=(1, 1), dims=(8, 16), num_classes=7),
+        image(3, 32, 32),
+        (0,),
+    ),
+    "s4nd": lambda: (timm.create_model("s4nd_convnext_micro", depths=(1, 1), dims=(8, 16)), image(3, 32, 32), (0,)),
+    "umamba": lambda: (UMambaBot(3, 1, 3, features_per_stage=[4, 8]), image(1, 8, 8, 12), (0, 2, 3, 4)),
+    "fusion": lambda: (
+        FusionMamba(depths=(1, 1), depths_decoder=(1, 1), dims=(8, 16)),
+        (image(1, 16, 16), image(1, 16, 16).flip(-1)),
+        (0,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, example, dynamic = MODELS[name]()
+    report = to_onnx(model, tmp_path / f"{name}.onnx", example, dynamic)
+    assert report.error < TOLERANCE
+    assert report.argmax_equal == 1
+    assert report.path.stat().st_size == pytest.approx(report.megabytes * 1e6)
+
+
+def test_open_axes_take_other_sizes(tmp_path: Path) -> None:
+    import onnxruntime
+
+    scan = Scan(("row", "column_reverse"), "sum", True)
+    to_onnx(scan, tmp_path / "m.onnx", image(3, 5, 8), (0, 1, 2))
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    other = torch.randn(3, 7, 2, 8)
+    (got,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), scan(other), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip = Scan(("skip_even_even",), "sum", True)
+    with pytest.raises(UserError, match="leaves positions out, so that height and width must be fixed"):
+        to_onnx(skip, tmp_path / "m.onnx", image(6, 4, 8), (0, 1, 2))
+    with pytest.raises(UserError, match=r"ends in '\.pt'; name the file \.onnx"):
+        to_onnx(skip, tmp_path / "m.pt", image(6, 4, 8))
+    with pytest.raises(UserError, match="kernels of one size"):
+        to_onnx(timm.create_model("s4nd_convnext_micro"), tmp_path / "m.onnx", image(3, 32, 32), (0, 2, 3))
+    monkeypatch.setattr(onnx_module, "NEEDED", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"no_such_package not installed; pip install 'ssmvision\[onnx\]'"):
+        to_onnx(skip, tmp_path / "m.onnx", image(6, 4, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_file_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ONNX Runtime differs"):
+        to_onnx(nn.Softplus(), tmp_path / "m.onnx", image(5), tolerance=-1.0)
+    assert not list(tmp_path.iterdir())
