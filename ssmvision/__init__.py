@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from ssmvision import _timm_hook
 
 if TYPE_CHECKING:
-    from ssmvision import convert, flops, hub, kernels, layers, metrics, models, ops
+    from ssmvision import convert, export, flops, hub, kernels, layers, metrics, models, ops
     from ssmvision.convert import convert_state_dict
 
 __all__ = [
     "__version__",
     "convert",
     "convert_state_dict",
+    "export",
     "flops",
     "hub",
     "kernels",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_SUBMODULES = ("convert", "flops", "hub", "kernels", "layers", "metrics", "models", "ops")
+_SUBMODULES = ("convert", "export", "flops", "hub", "kernels", "layers", "metrics", "models", "ops")
 _ATTRIBUTES = {"convert_state_dict": "ssmvision.convert"}
 
 

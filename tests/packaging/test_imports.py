@@ -28,9 +28,11 @@ MAY_IMPORT = {
     "ssmvision.metrics": {"ssmvision.metrics"},
     "ssmvision.models": {*(f"ssmvision.{name}" for name in ("convert", "errors", "kernels", "layers", "models"))},
     "ssmvision.bench": {*(f"ssmvision.{name}" for name in ("bench", "errors", "kernels", "layers", "models", "ops"))},
+    "ssmvision.export": {*(f"ssmvision.{name}" for name in ("errors", "export", "kernels", "layers"))},
     "ssmvision.configs": set(),
     "ssmvision": {
-        *("ssmvision.cli", "ssmvision.convert", "ssmvision.doctor", "ssmvision.errors", "ssmvision.extras"),
+        *("ssmvision.cli", "ssmvision.convert", "ssmvision.doctor", "ssmvision.errors", "ssmvision.export"),
+        *("ssmvision.extras", "ssmvision.flops", "ssmvision.hub"),
         *("ssmvision.kernels", "ssmvision.layers", "ssmvision.metrics", "ssmvision.models", "ssmvision.ops"),
         *("ssmvision._timm_hook", "ssmvision.__version__"),
     },
