@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Pipeline", "crop_flip_rotate90", "flip_rotate", "refuse_successor"]
+__all__ = ["Pipeline", "classification", "crop_flip_rotate90", "flip_rotate", "refuse_successor"]
 
 
 def refuse_successor() -> None:
@@ -117,3 +117,30 @@ def crop_flip_rotate90(size: Sequence[int], flip_axes: Sequence[int], rotate90: 
     pad = A.PadIfNeeded(height, width, position="top_left", border_mode=cv2.BORDER_REFLECT_101, p=1.0)
     turn = [A.RandomRotate90(p=1.0)] if rotate90 else []
     return [pad, A.RandomCrop(height, width, p=1.0), *flip_rotate(flip_axes, 0.0, 0.0), *turn]
+
+
+def classification(
+    size: Sequence[int],
+    crop_scale: float = 1.0,
+    shift: int = 0,
+    flip_axes: Sequence[int] = (),
+    rotate_degrees: float = 0.0,
+    brightness: float = 0.0,
+    erase: float = 0.0,
+) -> list[A.BasicTransform]:
+    """Changes of pictures for a classifier; all arguments as in `recipes.classification.config.AugmentConfig`.
+
+    Args:
+        size: (rows, columns) of the result. Pictures already have it where `crop_scale` is 1.
+    """
+    height, width = size
+    crop: list[A.BasicTransform] = []
+    if crop_scale < 1:
+        crop = [A.RandomResizedCrop(size=(height, width), scale=(crop_scale, 1.0), p=1.0)]
+    if shift > 0:
+        border = {"border_mode": cv2.BORDER_REFLECT_101, "p": 1.0}
+        crop += [A.PadIfNeeded(height + 2 * shift, width + 2 * shift, **border), A.RandomCrop(height, width, p=1.0)]
+    turned = flip_rotate(flip_axes, rotate_degrees, 0.5)
+    light = [A.RandomBrightnessContrast(brightness, brightness, p=1.0)] if brightness > 0 else []
+    hole = [A.CoarseDropout(num_holes_range=(1, 1), p=erase)] if erase > 0 else []
+    return [*crop, *turned, *light, *hole]

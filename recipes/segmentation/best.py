@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmvision.recipes.segmentation.module import SegmentationModule
 
@@ -48,14 +48,18 @@ class BestEpoch(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares."""
-        assert isinstance(pl_module, SegmentationModule)
-        score = pl_module.mean_dice
+        score, numbers, result = self.measured(pl_module)
         if score > self.score:
             # Within fit the epoch that was just trained is not counted as finished yet.
             self.epoch, self.score = trainer.current_epoch + (trainer.state.fn == "fit"), score
-            self.validation = dict(pl_module.validation)
+            self.validation = dict(numbers)
             if self.keep:
-                self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.result.state_dict().items()}
+                self.weights = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}
+
+    def measured(self, module: LightningModule) -> tuple[float, dict[str, float], nn.Module]:
+        """Score of the latest validation, all its numbers, and the network that they are of."""
+        assert isinstance(module, SegmentationModule)
+        return module.mean_dice, module.validation, module.result
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the training when patience is."""

@@ -14,6 +14,7 @@ _PLANNING = "ssmvision.recipes.planning"
 _PREPROCESSING = "ssmvision.recipes.preprocessing"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
+_CLASSIFICATION = "ssmvision.recipes.classification"
 _BUNDLE = "ssmvision.recipes.bundle"
 _STUDY = "ssmvision.recipes.study"
 _CLI = "ssmvision.cli"
@@ -171,6 +172,21 @@ COMMANDS = (
         f"{_FUSION}.demo_config:FusionDemoConfig",
         f"{_FUSION}.demo:run",
         extra="demo",
+    ),
+    Command(
+        "classify train",
+        "train an image classifier, any model of timm, on your own pictures",
+        f"{_CLASSIFICATION}.config:ClassifyTrainConfig",
+        f"{_CLASSIFICATION}.train:run",
+        extra="recipes",
+    ),
+    Command(
+        "classify evaluate",
+        "score a trained classifier, with calibration, ROC curves and saliency in a report",
+        f"{_CLASSIFICATION}.config:ClassifyEvaluateConfig",
+        f"{_CLASSIFICATION}.evaluate:run",
+        positional=True,
+        extra="recipes",
     ),
     Command(
         "resolution digits",

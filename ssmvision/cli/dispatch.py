@@ -11,6 +11,7 @@ from typing import Any
 
 from ssmvision import __version__
 from ssmvision.cli.commands import COMMANDS, Command, find_command
+from ssmvision.cli.tasks import by_task
 from ssmvision.errors import UserError
 from ssmvision.extras import missing_extra
 
@@ -60,7 +61,8 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] == "--version":
         print(f"ssmvision {__version__}")
     elif (command := find_command(words)) is not None:
-        _run(command, words[len(command.name.split()) :])
+        rest = words[len(command.name.split()) :]
+        _run(by_task(command, rest), rest)
     elif (group := [c for c in COMMANDS if c.name.split()[0] == words[0]]) and set(words[1:]) <= {"-h", "--help"}:
         print(_overview(group))
     else:

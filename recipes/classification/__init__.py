@@ -1,0 +1,1 @@
+"""Image classification: any timm model on pictures, from training to a report."""

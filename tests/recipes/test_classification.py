@@ -1,0 +1,408 @@
+"""The classification recipe: sources, augmentation, scores, and a small training by command line and what follows."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+import timm
+import torch
+from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
+
+from ssmvision.cli import main
+from ssmvision.errors import UserError
+from ssmvision.recipes.classification import sources
+from ssmvision.recipes.classification.config import (
+    AugmentConfig,
+    ClassifyTrainConfig,
+    DataConfig,
+    ModelConfig,
+    TrainerConfig,
+)
+from ssmvision.recipes.classification.data import (
+    Scale,
+    TrainingPictures,
+    make_pipeline,
+    measure_scale,
+    open_data,
+)
+from ssmvision.recipes.classification.metrics import Outcome, score
+from ssmvision.recipes.classification.networks import build, count_parameters, open_model, start_from
+from ssmvision.recipes.classification.optimization import learning_rate, make_optimizer
+from ssmvision.recipes.classification.run_folder import check_config
+from ssmvision.recipes.classification.saliency import input_gradient
+from ssmvision.recipes.classification.train import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2}
+
+
+def bars(count: int, seed: int, size: int = 12, kinds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Gray pictures whose class is the number of bright columns."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % kinds
+    images = rng.integers(0, 60, (count, size, size))
+    for image, label in zip(images, labels, strict=True):
+        image[:, : 3 * (label + 1)] += 150
+    return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+def write_medmnist(path: Path) -> Path:
+    parts = {"train": bars(60, 0), "val": bars(15, 1), "test": bars(24, 2)}
+    images = {f"{name}_images": part[0] for name, part in parts.items()}
+    np.savez(path, **images, **{f"{name}_labels": part[1][:, None] for name, part in parts.items()})
+    return path
+
+
+def settings(data: Path, out: Path, **trainer: object) -> ClassifyTrainConfig:
+    t = {"max_epochs": 2, "batch_size": 10, "lr": 0.01, "warmup_epochs": 0.5, "threads": 1, "accelerator": "cpu"}
+    return ClassifyTrainConfig(
+        DataConfig(str(data), class_names=("one", "two", "three")),
+        out,
+        model=ModelConfig("vim_tiny", dict(SMALL), drop_path=0.1),
+        augment=AugmentConfig(shift=1, mixup=0.2, cutmix=1.0),
+        trainer=TrainerConfig(**(t | trainer)),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A MedMNIST file and the run folder of a training on it by `ssmvision train`."""
+    folder = tmp_path_factory.mktemp("classification")
+    data, out, file = write_medmnist(folder / "bars.npz"), folder / "run", folder / "mine.yaml"
+    file.write_text(
+        "task: classification\nmodel: {name: vim_tiny, arguments: {patch_size: 4, embed_dim: 16, depth: 2}}\n"
+    )
+    words = f"train --config {file} --data.root {data} --out {out} --data.class_names [one,two,three]"
+    words += " --trainer.max_epochs 12 --trainer.batch_size 10 --trainer.lr 0.02 --trainer.threads 1"
+    words += " --trainer.accelerator cpu --trainer.ema_decay 0.8 --trainer.save best"
+    assert main(words.split()) == 0
+    return data, out
+
+
+# From pictures to a report
+
+
+def test_command_line_trains_a_model_that_timm_reads(trained: tuple[Path, Path]) -> None:
+    _, out = trained
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert len(rows) == 12
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    saved = open_model(out)
+    assert saved.spec.classes == ("one", "two", "three")
+    assert saved.training["saved_weights"] == "moving average"
+    network = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True).eval()
+    image = torch.randn(2, 1, 12, 12)
+    assert torch.equal(network(image), saved.network(image))
+    assert tuple(network.pretrained_cfg["input_size"]) == (1, 12, 12)
+
+
+def test_evaluation_scores_every_test_picture(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = trained
+    assert main(["classify", "evaluate", str(out), "--threads", "1", "--pictures", "4"]) == 0
+    assert "test: 24 pictures" in capsys.readouterr().out
+    folder = out / "evaluation"
+    scores = json.loads((folder / "scores.json").read_text())
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert (len(rows), scores["part"]) == (24, "test")
+    assert scores["accuracy"] == pytest.approx(right / 24)
+    assert right > 16  # the classes are easy to tell apart; a third is chance
+    assert sum(float(rows[0][f"p_{name}"]) for name in ("one", "two", "three")) == pytest.approx(1, abs=1e-4)
+    assert [row["name"] for row in csv.DictReader((folder / "classes.csv").open())] == ["one", "two", "three"]
+    html = (folder / "report.html").read_text()
+    assert html.count("<img ") == 5
+    assert "http://" not in html
+    assert str(out) not in html
+    assert main(["classify", "evaluate", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
+    data = write_medmnist(tmp_path / "bars.npz")
+    whole, parts = settings(data, tmp_path / "whole"), settings(data, tmp_path / "parts", checkpoint_steps=2)
+    run(whole)
+
+    def stop_in_the_second_epoch(self: TrainingPictures, index: int) -> object:
+        if index >= 90:  # of 120: in the middle of the second epoch, after the checkpoint of its second step
+            raise KeyboardInterrupt
+        return get(self, index)
+
+    get = TrainingPictures.__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingPictures, "__getitem__", stop_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts)
+    assert not (parts.out / "model").exists()
+    run(replace(parts, resume=True))
+    for name in ("metrics.csv", "model/model.safetensors"):
+        assert (whole.out / name).read_bytes() == (parts.out / name).read_bytes()
+    with pytest.raises(UserError, match=r"trainer.lr '0.01', now it is '0.5'"):
+        run(replace(parts, resume=True, trainer=replace(parts.trainer, lr=0.5)))
+    with pytest.raises(UserError, match="holds a run"):
+        run(parts)
+
+
+def test_fine_tuning_at_another_resolution_with_other_classes(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = trained
+    scale = Scale((20, 16), (0.5,), (0.2,))
+    network, _ = build(ModelConfig("vim_tiny", dict(SMALL)), ("a", "b"), scale)
+    text = start_from(network, out)
+    assert "head.weight" in text
+    old = open_model(out).network
+    assert torch.equal(network.layers[0].mixer.A_log, old.layers[0].mixer.A_log)
+    assert network.pos_embed.shape != old.pos_embed.shape
+    assert network(torch.randn(1, 1, 20, 16)).shape == (1, 2)
+
+    other, _ = build(
+        ModelConfig("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+        ("a",),
+        scale,
+    )
+    with pytest.raises(UserError, match=r"not of vit_tiny_patch16_224.*missing"):
+        start_from(other, out)
+    bad = tmp_path / "weights.pth"
+    bad.write_bytes(pickle.dumps({}))
+    with pytest.raises(UserError, match="pickle"):
+        start_from(network, bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+        ("s4nd_convnext_micro", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+    ],
+)
+def test_any_model_of_timm_takes_the_pictures(name: str, arguments: dict[str, object]) -> None:
+    network, spec = build(ModelConfig(name, arguments), ("a", "b", "c"), Scale((64, 64), (0.0,), (1.0,)))
+    assert ("img_size" in spec.arguments) == (name != "convnext_atto")
+    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 3)
+    made = make_optimizer(network, TrainerConfig(lr=0.1), 5)
+    assert sum(p.numel() for g in made["optimizer"].param_groups for p in g["params"]) == count_parameters(network)
+
+
+def test_learning_rates_follow_layers_and_schedule() -> None:
+    config = TrainerConfig(max_epochs=10, warmup_epochs=2, lr=0.1, layer_decay=0.5)
+    shares = [learning_rate(step, config, 5) for step in range(51)]
+    assert shares[9] == 1
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[50] == pytest.approx(0)
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    network, _ = build(ModelConfig("vim_tiny", dict(SMALL)), ("a", "b"), Scale((12, 12), (0.0,), (1.0,)))
+    made = make_optimizer(network, config, 5)
+    rates = {g["lr"] for g in made["optimizer"].param_groups}
+    assert max(rates) == pytest.approx(0.01)  # the head's in the first of ten steps of warm-up
+    assert min(rates) == pytest.approx(0.01 * 0.5**3)  # embedding, two blocks, head
+    s4nd, _ = build(
+        ModelConfig("s4nd_convnext_micro", {"depths": [1], "dims": [8]}), ("a", "b"), Scale((32, 32), (0.0,), (1.0,))
+    )
+    with pytest.raises(UserError, match="layer_decay"):
+        make_optimizer(s4nd, config, 5)
+
+
+# Sources
+
+
+def write_folder(root: Path, part: str, count: int, seed: int) -> None:
+    for i, (image, label) in enumerate(zip(*bars(count, seed), strict=True)):
+        place = root / part / "abc"[label]
+        place.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(place / f"{i}.png"), image)
+
+
+def test_folders_of_pictures_and_slices(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", 30, 0)
+    write_folder(tmp_path, "test", 6, 1)
+    sets = open_data(DataConfig(str(tmp_path), validation_fraction=0.2))
+    assert sets.classes == ("a", "b", "c")
+    assert sets.validation is not None
+    assert sets.test is not None
+    assert np.bincount(sets.training.labels).tolist() == [8, 8, 8]
+    assert np.bincount(sets.validation.labels).tolist() == [2, 2, 2]
+    assert set(sets.training.names).isdisjoint(sets.validation.names)
+    for i, name in enumerate(sets.test.names):
+        assert np.array_equal(sets.test.read(i), cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED))
+
+    values = np.arange(12, dtype=np.float32).reshape(4, 3, 1)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "train" / "a" / "z.nii.gz")
+    first = sources.open_sets(DataConfig(str(tmp_path))).training
+    plane = first.read(list(first.names).index("train/a/z.nii.gz"))
+    assert np.allclose(plane, np.flipud(values[..., 0].T) / 11)
+
+    (tmp_path / "test" / "d").mkdir()
+    with pytest.raises(UserError, match="no class of that name"):
+        open_data(DataConfig(str(tmp_path)))
+
+
+def test_mnist_files_of_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, seed in (("train", 0), ("t10k", 1)):
+        images, labels = bars(20, seed, size=28, kinds=10)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+            (raw / name).write_bytes(header + array.tobytes())
+            (tmp_path / f"{name}.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    theirs = open_data(DataConfig(str(tmp_path), kind="torchvision", dataset="MNIST", validation_fraction=0))
+    ours = open_data(DataConfig(str(tmp_path), validation_fraction=0))
+    for one, other in ((theirs.training, ours.training), (theirs.test, ours.test)):
+        assert one is not None
+        assert other is not None
+        assert np.array_equal(one.labels, other.labels)
+        assert all(np.array_equal(one.read(i), other.read(i)) for i in range(20))
+    with pytest.raises(UserError, match=r"no CIFAR10 as torchvision stores it"):
+        open_data(DataConfig(str(tmp_path), kind="torchvision", dataset="CIFAR10"))
+
+
+def test_unusable_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        open_data(DataConfig(str(tmp_path / "nowhere")))
+    path = tmp_path / "x.npz"
+    np.savez(path, train_images=np.zeros((4, 8, 8, 8), np.uint8), train_labels=np.zeros((4, 1)))
+    with pytest.raises(UserError, match="expected 8-bit 2D pictures"):
+        open_data(DataConfig(str(path)))
+    np.savez(path, train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.zeros((4, 14)))
+    with pytest.raises(UserError, match="expected one class"):
+        open_data(DataConfig(str(path)))
+    with pytest.raises(UserError, match="class_names: 2 names for the 3 classes"):
+        open_data(DataConfig(str(write_medmnist(path)), class_names=("a", "b")))
+
+
+# What the network sees
+
+
+def test_pictures_are_fitted_coloured_and_scaled(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
+    scale = Scale((10, 10), (0.5,), (0.25,))
+    gray = scale.coloured(picture)
+    assert gray.shape == (40, 20, 1)
+    fitted = scale.fitted(gray)
+    assert np.allclose(fitted[..., 0], gray[10:30, :, 0].reshape(10, 2, 10, 2).mean((1, 3)), atol=0.51)
+    assert Scale((10, 10), (0.5,), (0.25,), "squash").fitted(gray).shape == (10, 10, 1)
+    assert torch.allclose(scale.normalised(torch.full((1, 2, 2), 255, dtype=torch.uint8)), torch.tensor(2.0))
+    config = settings(write_medmnist(tmp_path / "bars.npz"), tmp_path)
+    found = measure_scale(open_data(config.data).training, config)
+    values = bars(60, 0)[0] / 255
+    assert found.size == (12, 12)
+    assert found.mean == pytest.approx((values.mean(),), abs=1e-5)
+    assert found.std == pytest.approx((values.std(),), abs=1e-5)
+
+
+@pytest.mark.parametrize("library", ["albumentations", "torchvision"])
+def test_both_libraries_change_pictures_by_their_seed_alone(library: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    changes = {
+        "crop_scale": 0.5,
+        "shift": 2,
+        "flip_axes": (0, 1),
+        "rotate_degrees": 20,
+        "brightness": 0.2,
+        "erase": 0.5,
+    }
+    pipeline = make_pipeline(AugmentConfig(library, **changes), (12, 12))  # type: ignore[arg-type]
+    state = torch.get_rng_state()
+    draws = [pipeline(picture, seed=seed)["image"] for seed in (1, 2, 1)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert draws[0].shape == (3, 12, 12)
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    flip = make_pipeline(AugmentConfig(library, flip_axes=(1,)), (16, 16))  # type: ignore[arg-type]
+    seen = {flip(picture, seed=seed)["image"].numpy().tobytes() for seed in range(20)}
+    plain = np.moveaxis(picture, -1, 0)
+    assert seen == {np.ascontiguousarray(plain).tobytes(), np.ascontiguousarray(plain[..., ::-1]).tobytes()}
+
+
+def test_every_picture_is_seen_once_an_epoch() -> None:
+    images, labels = bars(12, 0)
+    pictures = sources.Pictures(sources.ArrayReader(images), labels.astype(np.int64), [str(i) for i in range(12)])
+    data = TrainingPictures(pictures, Scale((12, 12), (0.0,), (1.0,)), AugmentConfig(), seed=3)
+    epochs = [[tuple(data[12 * epoch + i]["image"].flatten().tolist()) for i in range(12)] for epoch in range(2)]
+    assert len(set(epochs[0])) == 12
+    assert set(epochs[0]) == set(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+# Numbers
+
+
+def test_scores_agree_with_torchmetrics() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    logits = rng.normal(size=(300, 4)) + 1.5 * np.eye(4)[labels]
+    p = torch.softmax(torch.from_numpy(logits), -1)
+    scores = score(Outcome(labels, p.numpy(), tuple("abcd"), ("",) * 300), bins=10)
+    truth = torch.from_numpy(labels)
+    assert scores.ece == pytest.approx(float(multiclass_calibration_error(p, truth, 4, n_bins=10)), abs=1e-6)
+    worst = multiclass_calibration_error(p, truth, 4, n_bins=10, norm="max")
+    assert scores.mce == pytest.approx(float(worst), abs=1e-6)
+    assert scores.macro_auc == pytest.approx(float(multiclass_auroc(p, truth, 4)), abs=1e-6)
+    assert np.asarray(scores.confusion).sum() == 300
+    for i, one in enumerate(scores.classes):
+        said, is_it = p.numpy().argmax(1) == i, labels == i
+        assert one.sensitivity == pytest.approx((said & is_it).sum() / is_it.sum())
+        assert one.specificity == pytest.approx((~said & ~is_it).sum() / (~is_it).sum())
+
+
+def test_scores_of_a_class_without_pictures_are_left_out() -> None:
+    p = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]])
+    scores = score(Outcome(np.array([0, 1]), p, ("a", "b", "c"), ("", "")))
+    assert (scores.accuracy, scores.balanced_accuracy, scores.macro_f1, scores.macro_auc) == (1, 1, 1, 1)
+    assert np.isnan(scores.classes[2].sensitivity)
+    assert scores.classes[2].specificity == 1
+    assert scores.brier == pytest.approx(((0.2**2 + 2 * 0.1**2) + (0.3**2 + 0.4**2 + 0.1**2)) / 2)
+
+
+def test_saliency_of_a_linear_network_is_its_weights() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 3, 4)).requires_grad_(False)
+    found = input_gradient(network, torch.randn(2, 2, 3, 3), torch.tensor([1, 3]))
+    weights = network[1].weight.reshape(4, 2, 3, 3).abs().amax(1)
+    assert torch.allclose(found, weights[[1, 3]])
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("trainer", "lr", 0.0),
+        ("trainer", "devices", 3),
+        ("trainer", "layer_decay", 1.5),
+        ("trainer", "batch_size", 5),
+        ("augment", "policy", "trivial"),
+        ("augment", "flip_axes", (2,)),
+        ("data", "validation_fraction", 1.0),
+        ("data", "dataset", "MNIST"),
+    ],
+)
+def test_impossible_settings_are_refused(part: str, name: str, value: object, tmp_path: Path) -> None:
+    config = settings(tmp_path, tmp_path)
+    check_config(config)
+    with pytest.raises(UserError, match=rf"{part}\.{name}"):
+        check_config(replace(config, **{part: replace(getattr(config, part), **{name: value})}))
+
+
+def test_train_goes_by_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("task: classification\n")
+    words = ["--data.root", "data", "--out", "run", "--print_config"]
+    for option in (["--config", str(file)], [f"--config={file}"], ["--task=classification"]):
+        assert main(["train", *option, *words]) == 0
+        assert "layer_decay" in capsys.readouterr().out
+    assert main(["train", *words]) == 0
+    assert "steps_per_epoch" in capsys.readouterr().out
+    assert main(["train", "--task", "poetry", *words]) == 2
+    assert "'poetry'" in capsys.readouterr().err
+    file.write_text("task: [")
+    assert main(["train", "--config", str(file), *words]) == 2
+    assert "not valid YAML" in capsys.readouterr().err
