@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -86,17 +87,17 @@ def _data_settings(config: ClassifyEvaluateConfig) -> DataConfig:
     parser.add_class_arguments(DataConfig, "data")
     try:
         found: DataConfig = parser.instantiate(parser.parse_object({"data": values})).data
-    except Exception as error:
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: unusable entry data ({error}); restore the saved file") from error
     return found if config.data is None else replace(found, root=config.data)
 
 
 def _part(config: ClassifyEvaluateConfig, data: DataConfig, saved: SavedModel) -> tuple[str, Pictures]:
     sets = open_data(data)
-    if len(sets.classes) != len(saved.spec.classes):
+    if sets.classes != saved.spec.classes:
         raise UserError(
-            f"{data.root}: has {len(sets.classes)} classes, the model {len(saved.spec.classes)}; give the data it "
-            "was trained for"
+            f"{data.root}: its classes are {', '.join(sets.classes)}, the model's {', '.join(saved.spec.classes)}; "
+            "give data with these classes"
         )
     parts = {"test": sets.test, "validation": sets.validation}
     wanted = [config.part] if config.part != "auto" else list(parts)

@@ -21,7 +21,7 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import AugmentConfig, TrainerConfig
 from ssmvision.recipes.classification.optimization import make_optimizer
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
-from ssmvision.recipes.segmentation.ranks import gather_cases
+from ssmvision.recipes.segmentation.ranks import gather_cases, mean_over_ranks
 
 __all__ = ["ClassificationModule"]
 
@@ -81,8 +81,8 @@ class ClassificationModule(LightningModule):
         averaged: nn.Module = self.average.module
         return averaged
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss of a batch; stops the run if it is not finite."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """Loss of this process's part of a batch, and of the whole one; stops the run if it is not finite."""
         image, label = batch["image"], batch["label"]
         if self.mix is not None:
             image, soft = self.mix(image, label)
@@ -92,7 +92,7 @@ class ClassificationModule(LightningModule):
         if not bool(torch.isfinite(loss)):
             self._stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, image))
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return {"loss": loss, "whole": mean_over_ranks(loss.detach())}
 
     def _stop(self, what: str, where: str) -> NoReturn:
         raise UserError(
@@ -136,7 +136,7 @@ class ClassificationModule(LightningModule):
             "accuracy": float((labels == predicted).mean()),
             "balanced_accuracy": _mean_recall(labels, predicted),
         }
-        self.log("val_accuracy", self.validation["accuracy"], prog_bar=True, rank_zero_only=True)
+        self.log("val_accuracy", self.validation["accuracy"], prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """See `optimization.make_optimizer`."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
 
 from ssmvision.cli import main
@@ -149,6 +150,20 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
         run(replace(parts, resume=True, trainer=replace(parts.trainer, lr=0.5)))
     with pytest.raises(UserError, match="holds a run"):
         run(parts)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    data = write_medmnist(tmp_path / "bars.npz")
+    runs = []
+    for devices in (1, 2):
+        config = settings(data, tmp_path / str(devices), devices=devices, max_epochs=1)
+        plain = replace(config, augment=AugmentConfig(), model=replace(config.model, drop_path=0.0))
+        runs.append(run(plain))
+    one, two = (load_file(result.model / "model.safetensors") for result in runs)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    assert runs[0].validation == pytest.approx(runs[1].validation, abs=1e-5)
+    losses = [float(next(csv.DictReader(result.history.open()))["train_loss"]) for result in runs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_fine_tuning_at_another_resolution_with_other_classes(trained: tuple[Path, Path], tmp_path: Path) -> None:
