@@ -274,3 +274,19 @@ def test_models_measured_on_a_gpu(tmp_path: Path) -> None:
     ]
     assert all(row.eager_ms > 0 and row.graph_ms > 0 and row.peak_mib > 0 for row in rows)
     assert len(json.loads(out.read_text(encoding="utf-8"))["rows"]) == 4
+
+
+def test_models_and_scans_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "cpu", "--pixels", "32", "--rounds", "1", "--threads", "1", "--out"]
+    before = torch.get_num_threads()
+    try:
+        assert main([*words, str(tmp_path / "cpu.json")]) == 0
+    finally:
+        torch.set_num_threads(before)
+    rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["what"] == "scan"] == ["numba", "chunked", "loop"] * 2
+    assert [row["name"] for row in rows if row["what"] == "1 x 32 px"] == [
+        *("vim_tiny (numba)", "vim_tiny (chunked)", "vit_tiny_patch16_224")
+    ] * 2
+    assert all(row["best_ms"] > 0 and row["times"] > 0 for row in rows)
+    assert "vim_tiny (numba)" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["BenchScanConfig", "BenchVimConfig"]
+__all__ = ["BenchCpuConfig", "BenchScanConfig", "BenchVimConfig"]
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,30 @@ class BenchVimConfig:
     sizes: str = "224/64,1248/4,224/1"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     train: bool = True
+    json: bool = False
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class BenchCpuConfig:
+    """Time a state-space model beside a vision transformer on this CPU, and its scan beside the loop that defines it.
+
+    Attributes:
+        model: of ours, by its name in timm.
+        peer: any image classifier of timm.
+        pixels: image side.
+        batch: images.
+        rounds: every contender runs once a round, after one warm-up.
+        threads: CPU threads; 0 keeps PyTorch's choice.
+        json: print JSON instead of a table.
+        out: also write the JSON to this file.
+    """
+
+    model: str = "vim_tiny"
+    peer: str = "vit_tiny_patch16_224"
+    pixels: int = 224
+    batch: int = 1
+    rounds: int = 10
+    threads: int = 0
     json: bool = False
     out: Path | None = None

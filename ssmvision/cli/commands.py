@@ -247,6 +247,12 @@ COMMANDS = (
         "ssmvision.bench.scan:run",
     ),
     Command(
+        "bench cpu",
+        "time a model beside a vision transformer on this CPU, and its scan beside the loop that defines it",
+        "ssmvision.bench.config:BenchCpuConfig",
+        "ssmvision.bench.cpu:run",
+    ),
+    Command(
         "bench s4nd",
         "time S4ND's global convolution beside the FFT and a depthwise convolution",
         "ssmvision.bench.s4nd_config:BenchS4NDConfig",
