@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmvision.errors import UserError
+from ssmvision.pickled_numbers import NUMBERS
 
 __all__ = ["checkpoint_globals", "convert_state_dict", "load_official", "unwrap_checkpoint"]
 
@@ -30,8 +31,8 @@ class _Settings:
         return OrderedDict()
 
 
-# By the names under which a checkpoint holds them; neither runs code when it is filled.
-SETTINGS: dict[str, type] = {"argparse.Namespace": argparse.Namespace, "yacs.config.CfgNode": _Settings}
+# By the names under which a checkpoint holds them; none runs code when it is filled.
+SETTINGS: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, "yacs.config.CfgNode": _Settings, **NUMBERS}
 
 
 def checkpoint_globals() -> AbstractContextManager[object]:
@@ -94,8 +95,8 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
     """Read a published checkpoint file without running any code that it may hold.
 
     Args:
-        path: .safetensors, or a file of torch.save, which may hold tensors, plain containers, numbers and settings
-            of argparse or yacs, as training checkpoints do.
+        path: .safetensors, or a file of torch.save, which may hold tensors, plain containers, numbers (NumPy's too) and
+            settings of argparse or yacs, as training checkpoints do.
         map_location: device of the tensors.
 
     Raises:
@@ -111,7 +112,7 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
             loaded = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(loaded, Mapping):

@@ -203,6 +203,13 @@ COMMANDS = (
         extra="demo",
     ),
     Command(
+        "convert",
+        "make a folder without pickles, in timm's layout, out of a published checkpoint",
+        f"{_CLI}.convert:ConvertConfig",
+        f"{_CLI}.convert:run",
+        positional=True,
+    ),
+    Command(
         "models",
         "list the models: parameters, multiply-accumulates, input, licence and source of the weights",
         f"{_CLI}.models:ModelsConfig",
