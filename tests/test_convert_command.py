@@ -179,6 +179,7 @@ def test_published_fusion_becomes_the_lean_network(tmp_path: Path) -> None:
     torch.save(published.state_dict(), tmp_path / "fusion.pth")
     done = convert_file(tmp_path / "fusion.pth", tmp_path / "out")
     assert done.account.dropped
+    assert "1 tensors computed from the file" in (tmp_path / "out" / "README.md").read_text()
     assert all("in_proj2" in key for key in done.account.computed)
     assert done.parity.error == 0
     loaded, pair = load_pretrained(tmp_path / "out"), [torch.rand(1, 1, 32, 32) for _ in range(2)]

@@ -78,35 +78,30 @@ def _read_plans(path: Path) -> Mapping[str, Any]:
 
 
 def _print(config: ConvertConfig, done: Conversion) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     found, parity = done.account, done.parity
     taken = len(found.kept) + len(found.renamed) + len(found.reshaped) + len(found.computed)
-    table = Table("tensors", "number", "such as", box=None)
-    table.add_row("same name, same numbers", str(len(found.kept)), _some(found.kept))
-    table.add_row("renamed", str(len(found.renamed)), _some([f"{old} -> {new}" for new, old in found.renamed]))
-    table.add_row("in another shape", str(len(found.reshaped)), _some(found.reshaped))
-    table.add_row("computed", str(len(found.computed)), _some(found.computed))
-    table.add_row("left out: equal to one of these", str(len(found.twins)), _some(found.twins))
-    table.add_row("left out: nothing reads them", str(len(found.dropped)), _some(found.dropped))
-    console = Console(soft_wrap=True)
-    console.print(table)
+    table = {
+        "same name, same numbers": found.kept,
+        "renamed": [f"{old} -> {new}" for new, old in found.renamed],
+        "in another shape": found.reshaped,
+        "computed": found.computed,
+        "left out: equal to one of these": found.twins,
+        "left out: nothing reads them": found.dropped,
+    }
+    print(f"{'tensors':<32}{'number':>6}  such as")
+    for what, names in table.items():
+        print(f"{what:<32}{len(names):>6}  {_some(names)}".rstrip())
     sizes = " and ".join("x".join(map(str, shape)) for shape in parity.inputs)
-    work = f"{parity.macs / 1e9:.2f} GMACs"
+    work = f"{parity.macs / 1e9:.3g} GMACs"
     if parity.error is None:
         forward = f"not run, input {sizes} takes {work}; all tensors are equal bit for bit"
     else:
         forward = f"largest difference {parity.error:.1e} of outputs up to {parity.largest:.2e} (input {sizes}, {work})"
-    rows = {
-        "model": f"{done.name}, {done.parameters:,} parameters in {taken} tensors, loaded strictly",
-        "forward, file and folder": forward,
-        f"sha256 of {config.file.name}": done.sha256[0],
-        "sha256 of model.safetensors": done.sha256[1],
-        "written": str(config.out),
-    }
-    for name, value in rows.items():
-        console.print(f"{name}: {value}", highlight=False, markup=False)
+    print(f"model: {done.name}, {done.parameters:,} parameters in {taken} tensors, loaded strictly")
+    print(f"forward, before saving and of the folder: {forward}")
+    print(f"sha256 of {config.file.name}: {done.sha256[0]}")
+    print(f"sha256 of model.safetensors: {done.sha256[1]}")
+    print(f"written: {config.out}")
 
 
 def _some(names: Sequence[str]) -> str:

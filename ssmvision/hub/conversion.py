@@ -121,10 +121,11 @@ def convert_file(
         raise UserError(f"{file}: non-finite values in {', '.join(bad[:3])}; get the file again")
     model.load_state_dict(converted)
     digest = _digest(file)
-    save_pretrained(model, out, _card(target, file, digest, licence))
+    account = _account(state, converted)
+    save_pretrained(model, out, _card(target, file, digest, licence, account))
     return Conversion(
         target.name,
-        _account(state, converted),
+        account,
         sum(parameter.numel() for parameter in model.parameters()),
         (digest, _digest(out / WEIGHTS)),
         _parity(target, model, out),
@@ -139,7 +140,7 @@ def _digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _card(target: Target, file: Path, digest: str, licence: str) -> Card:
+def _card(target: Target, file: Path, digest: str, licence: str, account: Account) -> Card:
     facts = {"converted from": f"`{file.name}`, sha256 `{digest}`"}
     notes: tuple[str, ...] = ()
     config = None if target.name in CLASSES else timm.get_pretrained_cfg(target.name)
@@ -147,7 +148,10 @@ def _card(target: Target, file: Path, digest: str, licence: str) -> Card:
         origin = config.hf_hub_id or config.origin_url or "nowhere"
         facts["published weights of this architecture"] = f"{origin}, {config.license or 'no licence stated'}"
         notes = tuple(f"Published weights: {note}." for note in config.notes or ())
-    description = f"Weights of {target.name} converted by ssmvision, with the numbers unchanged."
+    changed = (
+        f"{len(account.computed)} tensors computed from the file's" if account.computed else "the numbers unchanged"
+    )
+    description = f"Weights of {target.name} converted by ssmvision, with {changed}."
     return Card(description=description, licence=licence, notes=notes, facts=facts)
 
 
