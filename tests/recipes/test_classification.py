@@ -36,7 +36,7 @@ from ssmvision.recipes.classification.data import (
     open_data,
 )
 from ssmvision.recipes.classification.metrics import Outcome, score
-from ssmvision.recipes.classification.networks import build, count_parameters, open_model, start_from
+from ssmvision.recipes.classification.networks import build, count_parameters, open_model, save_model, start_from
 from ssmvision.recipes.classification.optimization import learning_rate, make_optimizer
 from ssmvision.recipes.classification.run_folder import check_config
 from ssmvision.recipes.classification.saliency import input_gradient
@@ -191,19 +191,31 @@ def test_fine_tuning_at_another_resolution_with_other_classes(trained: tuple[Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "channels"),
     [
-        ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
-        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
-        ("s4nd_convnext_micro", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+        ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}, 1),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 1),
+        ("vmamba_tiny", {"depths": [1, 1], "dims": [8, 16]}, 1),
+        ("s4nd_convnext_micro", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 3),
     ],
 )
-def test_any_model_of_timm_takes_the_pictures(name: str, arguments: dict[str, object]) -> None:
-    network, spec = build(ModelConfig(name, arguments), ("a", "b", "c"), Scale((64, 64), (0.0,), (1.0,)))
+def test_any_model_of_timm_is_built_saved_and_fine_tuned(
+    name: str, arguments: dict[str, object], channels: int, tmp_path: Path
+) -> None:
+    config, image = ModelConfig(name, arguments), torch.randn(1, 3, 64, 64)
+    network, spec = build(config, ("a", "b", "c"), Scale((64, 64), (0.0,) * 3, (1.0,) * 3))
     assert ("img_size" in spec.arguments) == (name != "convnext_atto")
-    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 3)
     made = make_optimizer(network, TrainerConfig(lr=0.1), 5)
     assert sum(p.numel() for g in made["optimizer"].param_groups for p in g["params"]) == count_parameters(network)
+    save_model(tmp_path / "model", network, spec, {})
+    expected = network.eval()(image)  # S4ND computes it in another way where no weight is trained
+    torch.testing.assert_close(open_model(tmp_path).network(image), expected, atol=1e-6, rtol=1e-5)
+    same, _ = build(config, ("d", "e", "f"), spec.scale)
+    start_from(same, tmp_path)
+    assert torch.equal(same.eval()(image), expected)
+    other, _ = build(config, ("a", "b"), Scale((96, 80), (0.0,) * channels, (1.0,) * channels))
+    assert "new: " in start_from(other, tmp_path)
+    assert other(torch.zeros(1, channels, 96, 80)).shape == (1, 2)
 
 
 def test_learning_rates_follow_layers_and_schedule() -> None:
