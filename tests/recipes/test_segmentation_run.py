@@ -246,12 +246,12 @@ def test_interrupted_run_can_be_resumed(
             raise KeyboardInterrupt
         return real(module, batch, index)
 
-    config = settings(root, tmp_path / "run")
+    config, handler = settings(root, tmp_path / "run"), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(train.SegmentationModule, "training_step", step)
         with pytest.raises(KeyboardInterrupt):
             train.run(config)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert not (config.out / "model.safetensors").exists()
     assert weights(train.run(dataclasses.replace(config, resume=True))) == weights(trained)
 

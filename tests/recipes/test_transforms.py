@@ -183,7 +183,7 @@ def test_patches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
             trainer=TrainerConfig(steps_per_epoch=3),
             patch_size=(8, 8, 8),
         )
-        train, validation = loaders(config, read_dataset(data), HOW, SPACING, lambda: 1)
+        train, validation = loaders(config, read_dataset(data), HOW, SPACING, lambda: 0)
         found.append(list(train))
     assert validation is None
     assert len(found[0]) == 3
