@@ -89,7 +89,8 @@ class MambaLayer(nn.Module):
         resolved = resolve_mixer(mixer)
         if resolved is None:
             raise ValueError('mixer="none": a MambaLayer without a mixer is nn.Identity(); use that instead')
-        self.is_grid = resolved.layout == "grid"
+        self.layout = resolved.layout
+        self.is_grid = resolved.layout != "tokens"
         if self.is_grid and channel_token:
             raise ValueError("channel_token=True needs a mixer on tokens; grid mixers see the axes themselves")
         self.dim, self.channel_token = dim, channel_token
@@ -130,7 +131,10 @@ class MambaLayer(nn.Module):
 
     def _mixed(self, x: Tensor, recompute: Recompute | None = None) -> Tensor:
         dtype = self.norm.weight.dtype
-        if self.is_grid:
+        if self.layout == "map":
+            mixed = self._mix(self.norm(x.to(dtype).movedim(1, -1)), recompute).movedim(-1, 1)
+            mixed = mixed.contiguous() if x.is_contiguous() else mixed
+        elif self.is_grid:
             mixed = self._mix(self.norm(x.to(dtype).movedim(1, -1)).movedim(-1, 1), recompute)
         elif self.channel_token:
             mixed = self._mix(self.norm(x.to(dtype).flatten(2)), recompute)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from ssmvision.layers import s4nd_mixer  # noqa: F401  (registers the mixer)
 from ssmvision.layers.s4nd import set_rate
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
 

@@ -1,4 +1,4 @@
-"""S4ND as a mixer of U-Mamba's networks: registers the name "s4nd"."""
+"""S4ND as a mixer, the one of U-Mamba's S4ND networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from ssmvision.layers.mixers import register_mixer
 from ssmvision.layers.s4nd import S4ND
 
 __all__ = ["s4nd_mixer"]
@@ -25,6 +24,3 @@ def s4nd_mixer(dim: int, spatial_dims: int, **options: Any) -> nn.Module:
     defaults: dict[str, Any] = {"kernel": "s4d", "init": "legs", "n_ssm": 1, "dt_min": 0.01, "dt_max": 1.0}
     defaults |= {"linear": False, "final_act": "glu", "symmetric_center": True}
     return S4ND(dim, dim=spatial_dims, **(defaults | options))
-
-
-register_mixer("s4nd", s4nd_mixer, layout="grid")
