@@ -74,7 +74,9 @@ class AugmentConfig:
     """Random changes of the training pictures.
 
     Args:
-        library: "albumentations" or "torchvision" (transforms v2).
+        library: "albumentations" or "torchvision" (transforms v2), a picture at a time by the loader; or "batched",
+            which keeps all pictures on the device (up to 8 GiB) and does shift, flips and erase there on whole batches:
+            for small networks on small pictures, which a loader cannot feed.
         crop_scale: smallest share of the picture's area that a random crop of it keeps; 1: no such crops.
         shift: largest shift in pixels of the network's input, with the picture continued by reflection; 0: none.
         flip_axes: mirrored with probability one half: 0 is up and down, 1 is left and right. None by default, as
@@ -88,7 +90,7 @@ class AugmentConfig:
         mix_probability: share of the batches that are mixed.
     """
 
-    library: Literal["albumentations", "torchvision"] = "albumentations"
+    library: Literal["albumentations", "torchvision", "batched"] = "albumentations"
     crop_scale: float = 1.0
     shift: int = 0
     flip_axes: tuple[int, ...] = ()

@@ -26,6 +26,7 @@ __all__ = [
     "WholePictures",
     "measure_scale",
     "open_data",
+    "shuffled",
     "split_sets",
     "training_loader",
     "whole_loader",
@@ -160,6 +161,11 @@ def make_pipeline(config: AugmentConfig, size: Sequence[int]) -> Callable[..., d
     return albumentations.Pipeline(albumentations.classification(size, **common))
 
 
+def shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order of a number of pictures in an epoch."""
+    return np.random.default_rng([seed, ORDER_SEED, epoch]).permutation(count)
+
+
 class TrainingPictures(Dataset[dict[str, Any]]):
     """An endless sequence: epoch after epoch, each a shuffling of all pictures by seed and epoch alone.
 
@@ -179,8 +185,7 @@ class TrainingPictures(Dataset[dict[str, Any]]):
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Indices of the pictures in the order of an epoch."""
         if self._order[0] != epoch:
-            generator = np.random.default_rng([self.seed, ORDER_SEED, epoch])
-            self._order = (epoch, generator.permutation(len(self.pictures)))
+            self._order = (epoch, shuffled(self.seed, epoch, len(self.pictures)))
         return self._order[1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
