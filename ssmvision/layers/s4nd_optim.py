@@ -6,6 +6,7 @@ never decay, C and D do; a learning rate by kind, or one for all of A, B, C, P a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,11 @@ __all__ = ["param_groups"]
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.0, decay_vectors: bool = True
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    decay_vectors: bool = True,
+    spared: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameters of any model in groups of equal learning rate and weight decay, for torch's optimizers.
 
@@ -24,6 +29,7 @@ def param_groups(
         model: with or without S4ND layers; frozen parameters are left out.
         lr, weight_decay: of parameters without a rule of their own.
         decay_vectors: whether biases, norm weights and other parameters of one axis decay.
+        spared: names of further parameters that do not decay.
 
     Returns:
         dicts with "params", "lr" and "weight_decay".
@@ -33,10 +39,11 @@ def param_groups(
         if isinstance(module, AxisKernel):
             rules |= {id(getattr(module, name)): rule for name, rule in module.rules.items()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         rule = rules.get(id(parameter), {})
-        decay = weight_decay if decay_vectors or parameter.dim() > 1 else 0.0
+        decays = (decay_vectors or parameter.dim() > 1) and name not in spared
+        decay = weight_decay if decays else 0.0
         groups.setdefault((rule.get("lr", lr), rule.get("weight_decay", decay)), []).append(parameter)
     return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]

@@ -15,10 +15,13 @@ SHRINK = {
     "vim": {"depth": 2},
     "s4nd_convnext": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20), "d_state": 8},
     "s4nd_vit": {"depth": 2, "embed_dim": 24, "d_state": 8},
+    "ssm_hier": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20), "mixer_args": {"d_state": 8}},
+    "ssm_iso": {"depth": 2, "embed_dim": 24, "mixer_args": {"d_state": 8}},
     "vmamba": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20)},
 }
 # Differ from a smaller sibling in nothing but what is shrunk here, so that only their configuration is their own.
 TWINS = {f"vmamba_{size}" for size in ("small", "base", "small_s2l15", "base_s2l15", "small_vanilla", "base_vanilla")}
+TWINS |= {"ssm_hier_small", "ssm_iso_small"}
 SIZE = 64
 
 

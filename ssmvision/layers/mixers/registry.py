@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Mixer", "build_mixer", "mixer_names", "register_mixer", "resolve_mixer"]
+__all__ = ["Mixer", "MixerLike", "build_mixer", "check_options", "mixer_names", "register_mixer", "resolve_mixer"]
 
 Layout = Literal["tokens", "grid", "map"]
 Build = Callable[..., nn.Module]
@@ -21,6 +21,9 @@ TABLE: dict[str, tuple[str, str, Layout]] = {
     "mamba": ("mamba", "mamba", "tokens"),
     "mamba_bidirectional": ("mamba", "mamba_bidirectional", "tokens"),
     "s4nd": ("s4nd", "s4nd_mixer", "grid"),
+    "s4d": ("s4d", "s4d_mixer", "map"),
+    "dss": ("dss", "dss_mixer", "map"),
+    "ema": ("ema", "ema_mixer", "map"),
 }
 
 
@@ -38,6 +41,7 @@ class Mixer:
     layout: Layout = "tokens"
 
 
+MixerLike = str | Mixer | Build
 _REGISTERED: dict[str, Mixer] = {}
 
 
@@ -57,7 +61,7 @@ def mixer_names() -> tuple[str, ...]:
     return (*TABLE, *_REGISTERED, NONE)
 
 
-def resolve_mixer(mixer: str | Mixer | Build) -> Mixer | None:
+def resolve_mixer(mixer: MixerLike) -> Mixer | None:
     """The mixer behind a name, a `Mixer`, or a callable `(dim) -> nn.Module` on tokens; None for "none".
 
     Raises:
@@ -78,7 +82,7 @@ def resolve_mixer(mixer: str | Mixer | Build) -> Mixer | None:
     return Mixer(mixer)
 
 
-def build_mixer(mixer: str | Mixer | Build, dim: int, spatial_dims: int, **options: Any) -> nn.Module:
+def build_mixer(mixer: MixerLike, dim: int, spatial_dims: int, **options: Any) -> nn.Module:
     """A mixer as a module on channels-last maps, whatever the layout it works on.
 
     Args:
@@ -95,23 +99,24 @@ def build_mixer(mixer: str | Mixer | Build, dim: int, spatial_dims: int, **optio
     """
     resolved = resolve_mixer(mixer)
     if resolved is None:
-        _check_options(NONE, lambda: nn.Identity(), options)
+        check_options(f"mixer {NONE!r}", lambda: nn.Identity(), options)
         return nn.Identity()
-    _check_options(mixer if isinstance(mixer, str) else type(mixer).__name__, resolved.build, options)
+    check_options(f"mixer {(mixer if isinstance(mixer, str) else type(mixer).__name__)!r}", resolved.build, options)
     if resolved.layout == "tokens":
         return _OnTokens(resolved.build(dim, **options))
     module = resolved.build(dim, spatial_dims, **options)
     return _OnGrid(module) if resolved.layout == "grid" else module
 
 
-def _check_options(name: str, build: Build, options: dict[str, Any]) -> None:
+def check_options(what: str, build: Build, options: Mapping[str, Any]) -> None:
+    """Refuse options that a builder does not take; `what` says whose they are."""
     parameters = inspect.signature(build).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         known = [option for option in parameters if option not in ("dim", "spatial_dims", "d_model")]
-        raise ValueError(f"mixer {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        raise ValueError(f"{what} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
 
 
 class _OnTokens(nn.Module):
