@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,25 +14,23 @@ from rich.console import Console
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.architecture import NETWORKS
 from ssmvision.recipes.segmentation.config import ModelConfig
-from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset, read_json
+from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
 from ssmvision.recipes.segmentation.preprocessing import fit_preprocessing
-from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+from ssmvision.recipes.segmentation.writing import check_folder
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost, measure_cost
+from ssmvision.recipes.study.records import finished, kept_cost, slug, train_all
 from ssmvision.recipes.study.report import read_result, write_report
 from ssmvision.recipes.study.rules import score_rules
 from ssmvision.recipes.study.summary import Study, markdown
 from ssmvision.recipes.study.trainings import (
     Training,
-    finished,
     folds_of,
     list_trainings,
     model_of,
     run_training,
-    slug,
     train_config,
 )
-from ssmvision.recipes.workers import map_cases
 
 __all__ = ["check_settings", "prepare_data", "run"]
 
@@ -63,23 +62,14 @@ def run(config: StudyConfig) -> Path | None:
     if config.prepare_only:
         return None
     trainings = list_trainings(config, root)
-    waiting = [training for training in trainings if not finished(training)]
-    tell(f"trainings {len(trainings)}, {len(trainings) - len(waiting)} finished before")
     costs = _costs(config, dataset, trainings[0])
-    count = iter(range(len(trainings) - len(waiting) + 1, len(trainings) + 1))
-    outcomes = map_cases(
-        run_training,
-        [(training.name, training) for training in waiting],
-        config.jobs,
-        lambda name: tell(f"[{next(count)}/{len(trainings)}] {name}"),
-    )
-    failed = [outcome for outcome in outcomes if outcome.problem is not None]
+    failed = train_all(run_training, trainings, config.jobs, tell)
     report = _report(config, dataset, trainings, costs)
     tell(f"report    {report}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(trainings)} trainings failed; give the command again once mended: "
-            + "; ".join(f"{outcome.case}: {outcome.problem}" for outcome in failed)
+            + "; ".join(failed)
         )
     return report
 
@@ -138,22 +128,22 @@ def _costs(config: StudyConfig, dataset: Dataset, training: Training) -> dict[st
     costs = {}
     data = train_config(training, resume=False).data
     spacing: Sequence[float] | None = None
+
+    def measure(network: str) -> Cost:
+        nonlocal spacing
+        if spacing is None:
+            spacing = fit_preprocessing(data, dataset, len(config.patch_size))[1]
+        return measure_cost(config, network, len(dataset.channels), len(dataset.labels), spacing)
+
     for network in config.networks:
-        path = config.out / "costs" / f"{slug(network)}.json"
-        model = json.loads(json.dumps(asdict(model_of(config, network))))
         settings = {
-            "model": model,
+            "model": json.loads(json.dumps(asdict(model_of(config, network)))),
             "patch_size": list(config.patch_size),
             "batch_size": config.trainer.batch_size,
             "precision": config.trainer.precision,
         }
-        if path.is_file() and (kept := read_json(path, "remove it"))["settings"] == settings:
-            costs[network] = Cost(**kept["cost"])
-            continue
-        if spacing is None:
-            spacing = fit_preprocessing(data, dataset, len(config.patch_size))[1]
-        costs[network] = measure_cost(config, network, len(dataset.channels), len(dataset.labels), spacing)
-        write_bytes(path, json.dumps({"settings": settings, "cost": asdict(costs[network])}, indent=1) + "\n")
+        path = config.out / "costs" / f"{slug(network)}.json"
+        costs[network] = kept_cost(path, settings, Cost, partial(measure, network))
     return costs
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ssmvision.recipes.devices import pick_device
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.study.config import StudyConfig
+from ssmvision.recipes.study.timing import autocast, device_name, median_seconds, peak_bytes, training_step
 from ssmvision.recipes.study.trainings import model_of
 
 __all__ = ["Cost", "measure_cost"]
-
-WARM_UP, STEPS = 4, 10
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,16 @@ def measure_cost(config: StudyConfig, network: str, channels: int, classes: int,
     image = torch.randn(trainer.batch_size, channels, *config.patch_size, device=device)
     label = torch.randint(classes, (trainer.batch_size, 1, *config.patch_size), device=device)
     spacing = torch.tensor([list(spacing_mm)] * trainer.batch_size, device=device)
-    cuda = device.type == "cuda"
-    mixed = trainer.precision == "bf16-mixed"
 
-    def step() -> float:
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext():
-            loss = module.loss(module.spaced(image, spacing), label)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.network.parameters(), trainer.gradient_clip or float("inf"))
-        optimizer.step()
-        if cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+    def loss() -> Tensor:
+        with autocast(device, trainer.precision):
+            return module.loss(module.spaced(image, spacing), label)
 
-    for _ in range(WARM_UP):
-        step()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = sorted(step() for _ in range(STEPS))
+    step = training_step(module.network.parameters(), optimizer, loss, trainer.gradient_clip)
+    seconds, memory = median_seconds(step, device), peak_bytes(device)
     return Cost(
         parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        step_ms=1000 * seconds[STEPS // 2],
-        memory_gb=torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None,
-        device=torch.cuda.get_device_name(device) if cuda else "CPU",
+        step_ms=1000 * seconds,
+        memory_gb=None if memory is None else memory / 2**30,
+        device=device_name(device),
     )

@@ -12,8 +12,9 @@ from typing import Any
 
 from ssmvision.recipes.segmentation.metrics import Score
 from ssmvision.recipes.study.cost import Cost
+from ssmvision.recipes.study.tables import difference, spread, table
 
-__all__ = ["Result", "Study", "differences", "markdown", "spread", "to_csv"]
+__all__ = ["Result", "Study", "differences", "markdown", "mean_score", "to_csv"]
 
 METRICS = {"dice": ("Dice", 3), "nsd": ("surface Dice", 3), "hd95_mm": ("HD95, mm", 1)}
 
@@ -80,14 +81,6 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(counted) if counted else math.nan
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and sample standard deviation; "-" without values."""
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
 def markdown(study: Study) -> str:
     """All tables of the report."""
     parts = []
@@ -122,15 +115,8 @@ def _class_table(study: Study) -> str:
 
 
 def differences(study: Study, network: str, fold: int) -> tuple[float, float] | None:
-    """Mean Dice minus that of the first network on a fold, and its standard error over the seeds; None without seeds.
-
-    The error is that of two independent means (Welch): it holds the chance of the training, not that of the patients.
-    """
-    a, b = (study.values(name, "dice", fold) for name in (network, study.networks[0]))
-    if len(a) < 2 or len(b) < 2:
-        return None
-    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-    return statistics.fmean(a) - statistics.fmean(b), error
+    """`difference` of the mean Dice to that of the first network on a fold."""
+    return difference(*(study.values(name, "dice", fold) for name in (network, study.networks[0])))
 
 
 def _difference_table(study: Study) -> str:
@@ -150,18 +136,6 @@ def _cost_table(study: Study) -> str:
         rows.append([network, f"{cost.parameters:,}", f"{cost.step_ms:.1f}", memory, seconds, str(len(mine))])
     heads = ["", "parameters", "ms per step, alone", "peak memory, GB", "s per training, beside others", "trainings"]
     return table(heads, rows)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; numbers to the right."""
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * w) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line(heads), f"| {' | '.join(rule)} |", *map(line, rows)])
 
 
 def to_csv(study: Study) -> str:

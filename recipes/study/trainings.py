@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
-import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import DataConfig, ModelConfig, PredictConfig, TrainConfig
-from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset, read_json
-from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
 from ssmvision.recipes.study.config import StudyConfig
+from ssmvision.recipes.study.records import record, slug
 
-__all__ = ["SCORES", "Training", "finished", "folds_of", "list_trainings", "model_of", "run_training", "slug"]
+__all__ = ["SCORES", "Training", "folds_of", "list_trainings", "model_of", "run_training", "train_config"]
 
-SCORES, LOG = "scores.json", "log.txt"
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,6 @@ class Training:
         return dict(json.loads(json.dumps(values | decided, default=str)))
 
 
-def slug(network: str) -> str:
-    """A network's name for paths: "UMambaBot/none" is "umambabot-none"."""
-    return network.lower().replace("/", "-")
-
-
 def model_of(config: StudyConfig, network: str) -> ModelConfig:
     """The settings of a network of the study."""
     name, _, mixer = network.partition("/")
@@ -111,45 +104,15 @@ def list_trainings(config: StudyConfig, root: Path) -> list[Training]:
     ]
 
 
-def finished(training: Training) -> bool:
-    """Whether the training was scored before.
-
-    Raises:
-        UserError: with other settings.
-    """
-    if not training.scores.is_file():
-        return False
-    before, now = read_json(training.scores, "remove the folder")["settings"], training.settings()
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if changed:
-        raise UserError(
-            f"{training.scores}: {changed[0]} was {before.get(changed[0])}, now it is {now.get(changed[0])}; "
-            "choose another --out or pass --overwrite"
-        )
-    return True
-
-
 def run_training(training: Training) -> None:
     """Trains (or resumes), predicts the cases held out, scores them and writes `training.scores`.
 
-    What training prints goes to the run's log.txt. The checkpoints are removed at the end, the weights stay.
+    The checkpoints are removed at the end, the weights stay.
 
     Raises:
         UserError: as the recipe's own commands, or the device or disk is full.
     """
-    if finished(training):
-        return
-    try:
-        training.run.mkdir(parents=True, exist_ok=True)
-        with (training.run / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-            try:
-                content = _train_and_score(training)
-            except Exception:
-                traceback.print_exc(file=log)
-                raise
-    except (OSError, RuntimeError, ValueError) as error:  # such as a full disk or GPU: the other trainings go on
-        raise UserError(f"{training.run}: {type(error).__name__}: {error}; {LOG} there has the details") from error
-    write_bytes(training.scores, json.dumps(content, indent=1) + "\n")
+    record(training, _train_and_score)
 
 
 def _train_and_score(training: Training) -> dict[str, Any]:
@@ -180,7 +143,7 @@ def _train_and_score(training: Training) -> dict[str, Any]:
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in score.row().items()}
         for score in evaluation.scores
     ]
-    return {"settings": training.settings(), **done, "scores": scores, "history": history}
+    return {**done, "scores": scores, "history": history}
 
 
 def train_config(training: Training, resume: bool) -> TrainConfig:

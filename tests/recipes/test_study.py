@@ -24,7 +24,8 @@ from ssmvision.recipes.study.command import check_settings, run
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost
 from ssmvision.recipes.study.rules import most_frequent, score_rules, stretch
-from ssmvision.recipes.study.summary import Result, Study, differences, markdown, spread, to_csv
+from ssmvision.recipes.study.summary import Result, Study, differences, markdown, to_csv
+from ssmvision.recipes.study.tables import spread
 from ssmvision.recipes.study.trainings import folds_of, model_of
 from tests.recipes.synthetic import nnunet_folder
 

@@ -1,0 +1,117 @@
+"""What both studies keep of their trainings and costs, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.segmentation.datalist import read_json
+from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.workers import Outcome, map_cases
+
+__all__ = ["Recorded", "finished", "kept_cost", "record", "slug", "train_all"]
+
+C = TypeVar("C")
+LOG = "log.txt"
+
+
+class Recorded(Protocol):
+    """A training of a study."""
+
+    @property
+    def name(self) -> str:
+        """Part of its paths."""
+
+    @property
+    def run(self) -> Path:
+        """Run folder."""
+
+    @property
+    def scores(self) -> Path:
+        """The file whose presence says that the training is finished, predicted and scored."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as JSON values."""
+
+
+T = TypeVar("T", bound=Recorded)
+
+
+def slug(name: str) -> str:
+    """A name for paths: "UMambaBot/none" is "umambabot-none"."""
+    return name.lower().replace("/", "-").replace(" ", "-")
+
+
+def finished(training: Recorded) -> bool:
+    """Whether the training was scored before.
+
+    Raises:
+        UserError: with other settings.
+    """
+    if not training.scores.is_file():
+        return False
+    before, now = read_json(training.scores, "remove the folder")["settings"], training.settings()
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if changed:
+        raise UserError(
+            f"{training.scores}: {changed[0]} was {before.get(changed[0])}, now it is {now.get(changed[0])}; "
+            "choose another --out or pass --overwrite"
+        )
+    return True
+
+
+def record(training: T, work: Callable[[T], dict[str, Any]]) -> None:
+    """Writes what `work` finds to `training.scores`, unless it is there; what `work` prints goes to the run's log.txt.
+
+    Raises:
+        UserError: of the work, or its device or disk is full.
+    """
+    if finished(training):
+        return
+    try:
+        training.run.mkdir(parents=True, exist_ok=True)
+        with (training.run / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+            try:
+                content = work(training)
+            except Exception:
+                traceback.print_exc(file=log)
+                raise
+    except (OSError, RuntimeError, ValueError) as error:  # such as a full disk or GPU: the other trainings go on
+        raise UserError(f"{training.run}: {type(error).__name__}: {error}; {LOG} there has the details") from error
+    write_bytes(training.scores, json.dumps({"settings": training.settings()} | content, indent=1) + "\n")
+
+
+def train_all(run: Callable[[T], None], trainings: Sequence[T], jobs: int, tell: Callable[[str], None]) -> list[str]:
+    """Runs those trainings that are not finished, telling of each; returns what went wrong, a line a training."""
+    waiting = [training for training in trainings if not finished(training)]
+    tell(f"trainings {len(trainings)}, {len(trainings) - len(waiting)} finished before")
+    count = iter(range(len(trainings) - len(waiting) + 1, len(trainings) + 1))
+    outcomes: list[Outcome[None]] = map_cases(
+        run,
+        [(training.name, training) for training in waiting],
+        jobs,
+        lambda name: tell(f"[{next(count)}/{len(trainings)}] {name}"),
+    )
+    return [f"{outcome.case}: {outcome.problem}" for outcome in outcomes if outcome.problem is not None]
+
+
+def kept_cost(path: Path, settings: Any, kind: Callable[..., C], measure: Callable[[], C]) -> C:
+    """A cost that was measured before at the same settings, or now, and then kept.
+
+    Args:
+        path: JSON file.
+        settings: JSON values that decide the cost.
+        kind: the dataclass.
+        measure: measures one.
+    """
+    if path.is_file() and (kept := read_json(path, "remove it"))["settings"] == settings:
+        return kind(**kept["cost"])
+    cost = measure()
+    write_bytes(path, json.dumps({"settings": settings, "cost": asdict(cost)}, indent=1) + "\n")  # type: ignore[call-overload]
+    return cost
