@@ -48,11 +48,12 @@ def forward(
     if out is None:
         out = x.new_empty(x.shape[0], len(routes), *x.shape[1:])
     sizes, inputs = _inputs(x, weight, bias, routes, silu)
-    batch, count, length, channels, _ = sizes
+    batch, count, length, channels, width = sizes
     fits = out.dtype == torch.float32 and channels == x.shape[2] and out.stride(3) == 1
     made = out if fits else torch.empty(batch, count, length, channels)
     target, strides = flat(made)
-    share_out(_kernel("conv_forward"), batch * count * channels // LANES, sizes, *inputs, target, strides[:3])
+    tasks = batch * count * channels // LANES
+    share_out(_kernel("conv_forward"), tasks, length * width, sizes, *inputs, target, strides[:3])
     return out if fits else out.copy_(made[..., : x.shape[2]])
 
 
@@ -72,7 +73,8 @@ def backward(
     made = torch.empty(batch, length, channels)
     dweight, dbias = torch.empty(batch, count, width, channels), torch.empty(batch, count, channels)
     outputs = [flat(t)[0] for t in (made, dweight, dbias)]
-    share_out(_kernel("conv_backward"), batch * channels // LANES, sizes, *inputs, grad, strides[:3], *outputs)
+    tasks, steps = batch * channels // LANES, 3 * count * length * width
+    share_out(_kernel("conv_backward"), tasks, steps, sizes, *inputs, grad, strides[:3], *outputs)
     used, total = x.shape[2], made[..., : x.shape[2]]
     return (
         total.to(x.dtype) if dx is None else dx.copy_(total),

@@ -43,6 +43,11 @@ class _Scan(NamedTuple):
     tasks: int
     covers: bool
 
+    @property
+    def steps(self) -> int:
+        """Of one task: a vector for every position and state."""
+        return self.sizes[3] * self.sizes[5]
+
     def empty(self, *shape: int) -> Tensor:
         """Room for what the kernels write at every visited position: zero where routes leave positions out."""
         return torch.empty(shape) if self.covers else torch.zeros(shape)
@@ -104,7 +109,9 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     y = scan.empty(batch, routes, length, channels)
     states = torch.empty(batch, routes, n_state, channels)
     saved = torch.zeros(kept, batch, routes, n_state, channels)
-    share_out(_kernel("scan_forward"), scan.tasks, scan.sizes, *scan.inputs, *map(_flat, (y, states, saved)))
+    share_out(
+        _kernel("scan_forward"), scan.tasks, scan.steps, scan.sizes, *scan.inputs, *map(_flat, (y, states, saved))
+    )
     used = args.A.shape[1]
     y, states, saved = y[..., :used], states[..., :used], saved[..., :used]
     out, ungated = gated(y if args.merge == "none" else _over_routes(y), args, save_states)
@@ -123,7 +130,7 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     dA, dD, dbias = (torch.empty(batch, routes, *rest, channels) for rest in ((n_state,), (), ()))
     given = (_flat(filled(saved, channels)), dy, of_dy[:3], _flat(filled(end, channels).contiguous()))
     made = (dx, ddelta, dB, dC, dA, dD, dbias)
-    share_out(_kernel("scan_backward"), scan.tasks, scan.sizes, *scan.inputs, *given, *map(_flat, made))
+    share_out(_kernel("scan_backward"), scan.tasks, 4 * scan.steps, scan.sizes, *scan.inputs, *given, *map(_flat, made))
     dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.float(), ungated)
     by_route = dx[..., :used]
     return as_inputs(
