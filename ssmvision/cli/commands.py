@@ -17,6 +17,7 @@ _RESOLUTION = "ssmvision.recipes.resolution"
 _CLASSIFICATION = "ssmvision.recipes.classification"
 _BUNDLE = "ssmvision.recipes.bundle"
 _STUDY = "ssmvision.recipes.study"
+_IMAGE_STUDY = "ssmvision.recipes.image_study"
 _CLI = "ssmvision.cli"
 
 
@@ -186,6 +187,13 @@ COMMANDS = (
         f"{_CLASSIFICATION}.config:ClassifyEvaluateConfig",
         f"{_CLASSIFICATION}.evaluate:run",
         positional=True,
+        extra="recipes",
+    ),
+    Command(
+        "classify study",
+        "compare image classifiers with several seeds at equal budget and size, with tables and figures",
+        f"{_IMAGE_STUDY}.config:ImageStudyConfig",
+        f"{_IMAGE_STUDY}.command:run",
         extra="recipes",
     ),
     Command(

@@ -1,4 +1,4 @@
-"""`ssmvision train` for every recipe: the `task` of its configuration says which."""
+"""`ssmvision train` and `ssmvision study` for every recipe: the `task` of its configuration says which."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from ssmvision.errors import UserError
 
 __all__ = ["by_task"]
 
-# Without a task, `train` is that of segmentation.
-TASKS = {"classification": "classify train"}
+# Without a task, each is that of segmentation.
+TASKS = {"train": {"classification": "classify train"}, "study": {"classification": "classify study"}}
 
 
 def by_task(command: Command, words: Sequence[str]) -> Command:
-    """The command that a `train` with these arguments means; any other command as it is.
+    """The command that a `train` or `study` with these arguments means; any other command as it is.
 
     Raises:
         UserError: no recipe has that task, or a configuration is not there.
     """
-    if command.name != "train":
+    known = TASKS.get(command.name)
+    if known is None:
         return command
     tasks = list(_tasks(words))
     if not tasks:
         return command
-    if tasks[-1] not in TASKS:
-        known = ", ".join(TASKS)
-        raise UserError(f"task: {tasks[-1]!r} is not known; give {known}, or leave it out for segmentation")
-    return find_command(TASKS[tasks[-1]].split()) or command
+    if tasks[-1] not in known:
+        named = ", ".join(known)
+        raise UserError(f"task: {tasks[-1]!r} is not known; give {named}, or leave it out for segmentation")
+    return find_command(known[tasks[-1]].split()) or command
 
 
 def _tasks(words: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Comparison of image classifiers: every entry, every seed, equal budget, one report."""

@@ -1,0 +1,159 @@
+"""`ssmvision study` of image classifiers: measures costs, trains every entry with every seed, and reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from ssmvision.errors import UserError
+from ssmvision.recipes.classification.config import ClassifyTrainConfig, ModelConfig
+from ssmvision.recipes.classification.data import Scale, measure_scale, open_data
+from ssmvision.recipes.classification.run_folder import check_config
+from ssmvision.recipes.classification.sources import PictureSets
+from ssmvision.recipes.image_study.config import ImageStudyConfig
+from ssmvision.recipes.image_study.cost import Cost, measure_cost
+from ssmvision.recipes.image_study.report import read_result, write_report
+from ssmvision.recipes.image_study.summary import Study, markdown
+from ssmvision.recipes.image_study.testing import test_part
+from ssmvision.recipes.image_study.trainings import Training, list_trainings, run_training
+from ssmvision.recipes.image_study.widths import matched_model
+from ssmvision.recipes.segmentation.writing import check_folder
+from ssmvision.recipes.study.records import finished, kept_cost, slug, train_all
+
+__all__ = ["check_settings", "run"]
+
+Tell = Callable[[str], None]
+
+
+def run(config: ImageStudyConfig) -> Path | None:
+    """Runs the study, or what is left of it.
+
+    Returns:
+        The path of results.md; None with `costs_only`.
+
+    Raises:
+        UserError: settings or data are unusable, or costs or trainings failed (the others are finished and reported).
+    """
+    check_settings(config)
+    console = Console(stderr=True)
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if config.overwrite and not config.report_only:
+        for name in ("runs", "costs"):
+            shutil.rmtree(config.out / name, ignore_errors=True)
+    sets = open_data(config.data)
+    test_part(sets)
+    scale = measure_scale(sets.training, _as_training(config))
+    models, failed = _models(config, sets, scale)
+    costs, refused = _costs(config, models, sets.classes, scale, tell)
+    failed += refused
+    trainings = list_trainings(config, models)
+    if not (config.costs_only or config.report_only):
+        failed += train_all(run_training, trainings, config.jobs, tell)
+    report = None if config.costs_only else _report(config, sets, models, trainings, costs)
+    tell(f"report    {report or config.out / 'costs'}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the costs and trainings failed; give the command again once mended: " + "; ".join(failed)
+        )
+    return report
+
+
+def check_settings(config: ImageStudyConfig) -> None:
+    """Refuses settings that contradict each other.
+
+    Raises:
+        UserError: names the setting, its value and what is allowed.
+    """
+    names = [slug(entry.name) for entry in config.entries]
+    for key, values in (("entries", names), ("seeds", config.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{key}: {list(values)} is empty or names one twice; give each once")
+    if config.trainer.seed != 0:
+        raise UserError("trainer.seed: the study sets it; give seeds")
+    numbers = {"jobs": config.jobs, "inference_batch": config.inference_batch}
+    numbers |= {f"width_step of {entry.name}": entry.width_step for entry in config.entries}
+    numbers |= {"resolutions": min(config.resolutions, default=1)}
+    numbers |= {"match_parameters": 1 if config.match_parameters is None else config.match_parameters}
+    for key, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{key}: {value} is not possible; give 1 or more")
+    if config.costs_only and config.report_only:
+        raise UserError("costs_only and report_only: both are set; give one of them")
+    check_config(_as_training(config))
+    check_folder(config.out)
+
+
+def _as_training(config: ImageStudyConfig) -> ClassifyTrainConfig:
+    """What all trainings have in common."""
+    return ClassifyTrainConfig(
+        config.data, config.out, augment=config.augment, trainer=config.trainer, img_size=config.img_size
+    )
+
+
+def _models(config: ImageStudyConfig, sets: PictureSets, scale: Scale) -> tuple[dict[str, ModelConfig], list[str]]:
+    """The entries' networks at their widths, and what is wrong with the others."""
+    models, failed = {}, []
+    for entry in config.entries:
+        try:
+            models[entry.name] = matched_model(config, entry, sets.classes, scale)
+        except UserError as error:
+            failed.append(f"{entry.name}: {error}")
+    if not models:
+        raise UserError("; ".join(failed))
+    return models, failed
+
+
+def _costs(
+    config: ImageStudyConfig, models: dict[str, ModelConfig], classes: tuple[str, ...], scale: Scale, tell: Tell
+) -> tuple[dict[str, Cost], list[str]]:
+    """Measured costs by entry (those measured before at the same settings are kept), and what could not be measured."""
+    costs, failed = {}, []
+    trainer = config.trainer
+    for name, model in models.items():
+        settings = {"model": asdict(model), "size": scale.size, "channels": len(scale.mean), "classes": len(classes)}
+        settings |= {"batch_size": trainer.batch_size, "inference_batch": config.inference_batch}
+        settings |= {"precision": trainer.precision, "optimizer": trainer.optimizer}
+        path = config.out / "costs" / f"{slug(name)}.json"
+        if config.report_only and not path.is_file():
+            continue
+        kept = json.loads(json.dumps(settings, default=str))
+        try:
+            costs[name] = kept_cost(path, kept, Cost, partial(measure_cost, config, model, classes, scale))
+        except (UserError, RuntimeError, ValueError) as error:
+            failed.append(f"cost of {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            continue
+        c = costs[name]
+        tell(
+            f"cost      {name}: {c.parameters:,} parameters, {c.step_ms:.1f} ms a step, {c.inference_per_s:,.0f} img/s"
+        )
+    return costs, failed
+
+
+def _report(
+    config: ImageStudyConfig,
+    sets: PictureSets,
+    models: dict[str, ModelConfig],
+    trainings: list[Training],
+    costs: dict[str, Cost],
+) -> Path:
+    """Tables and figures of what is finished.
+
+    Raises:
+        UserError: nothing is.
+    """
+    results = tuple(read_result(training) for training in trainings if finished(training))
+    if not results:
+        raise UserError(f"{config.out}: no training finished; see runs/*/seed_*/log.txt")
+    study = Study(config.entries, results, costs, config.resolutions)
+    print(markdown(study))
+    part, tested = test_part(sets)
+    return write_report(config, study, models, part, (len(sets.training), len(tested)))
