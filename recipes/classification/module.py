@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from sklearn.metrics import recall_score
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import AugmentConfig, TrainerConfig
 from ssmvision.recipes.classification.optimization import make_optimizer
-from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
+from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module
 from ssmvision.recipes.segmentation.ranks import gather_cases, mean_over_ranks
+from ssmvision.recipes.training.module import FiniteModule
 
 __all__ = ["ClassificationModule"]
 
 Batch = dict[str, Tensor]
 
 
-class ClassificationModule(LightningModule):
+class ClassificationModule(FiniteModule):
     """Trains a network that tells classes apart.
 
     Args:
@@ -55,11 +51,8 @@ class ClassificationModule(LightningModule):
         steps_per_epoch: int,
         cases: int,
     ) -> None:
-        super().__init__()
-        self.network, self.config, self.steps_per_epoch, self.cases = network, config, steps_per_epoch, cases
-        self.average: AveragedModel | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        super().__init__(network, config.ema_decay, config.lr, config.gradient_clip)
+        self.config, self.steps_per_epoch, self.cases = config, steps_per_epoch, cases
         self.mix: Mixup | None = None
         if augment.mixup > 0 or augment.cutmix > 0:
             self.mix = Mixup(
@@ -70,16 +63,7 @@ class ClassificationModule(LightningModule):
                 num_classes=classes,
             )
         self.soft_loss = SoftTargetCrossEntropy()
-        self.validation: dict[str, float] = {}
         self._rows: list[list[float]] = []
-
-    @property
-    def result(self) -> nn.Module:
-        """The network that is validated and saved: the moving average, if there is one."""
-        if self.average is None:
-            return self.network
-        averaged: nn.Module = self.average.module
-        return averaged
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """Loss of this process's part of a batch, and of the whole one; stops the run if it is not finite."""
@@ -90,32 +74,9 @@ class ClassificationModule(LightningModule):
         else:
             loss = F.cross_entropy(self.network(image).float(), label, label_smoothing=self.config.label_smoothing)
         if not bool(torch.isfinite(loss)):
-            self._stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, image))
+            self.stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, image))
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return {"loss": loss, "whole": mean_over_ranks(loss.detach())}
-
-    def _stop(self, what: str, where: str) -> NoReturn:
-        raise UserError(
-            f"training stopped at epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; "
-            f"first non-finite: {where}. Lower trainer.lr (now {self.config.lr:g}) or use trainer.precision=32-true; "
-            "last.ckpt holds the last good epoch"
-        )
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clips by norm, and refuses to step on gradients that are not finite."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
-        if not bool(torch.isfinite(norm)):
-            name = first_nonfinite_parameter(self.network, gradients=True)
-            self._stop(
-                f"gradient norm is {norm.item()}", f"gradient of {name}" if name else "the norm of all gradients"
-            )
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Follows the weights by their moving average."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the pictures of the last validation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +11,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import TrainerConfig
+from ssmvision.recipes.training.schedule import warmup_cosine
 
 __all__ = ["learning_rate", "make_optimizer"]
 
 
 def learning_rate(step: int, config: TrainerConfig, steps_per_epoch: int) -> float:
-    """Share of the largest learning rate at a step: linear to 1, then half a cosine to 0.
-
-    A function of the step alone: a resumed run takes its length from the settings, not from the checkpoint.
-    """
-    steps = config.max_epochs * steps_per_epoch
-    warm = min(round(config.warmup_epochs * steps_per_epoch), steps // 2)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+    """Share of the largest learning rate at a step: linear to 1, then half a cosine to 0."""
+    return warmup_cosine(step, round(config.warmup_epochs * steps_per_epoch), config.max_epochs * steps_per_epoch)
 
 
 def make_optimizer(network: nn.Module, config: TrainerConfig, steps_per_epoch: int) -> Any:

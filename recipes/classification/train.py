@@ -12,56 +12,37 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.classification.batched import training_batches, whole_batches
 from ssmvision.recipes.classification.callbacks import HISTORY, BestAccuracy, ClassificationHistory
 from ssmvision.recipes.classification.config import ClassifyTrainConfig
-from ssmvision.recipes.classification.data import (
-    Scale,
-    TrainingPictures,
-    measure_scale,
-    open_data,
-    training_loader,
-    whole_loader,
-)
+from ssmvision.recipes.classification.data import Scale, measure_scale, open_data
 from ssmvision.recipes.classification.module import ClassificationModule
-from ssmvision.recipes.classification.networks import MODEL, Spec, build, count_parameters, save_model, start_from
-from ssmvision.recipes.classification.run_folder import SETTINGS, check_config, prepare_folder, settings_json
+from ssmvision.recipes.classification.networks import MODEL, Spec, build, save_model, start_from
+from ssmvision.recipes.classification.run_folder import FOLDER, check_config
 from ssmvision.recipes.classification.sources import PictureSets
-from ssmvision.recipes.segmentation.checkpoints import LAST, PREVIOUS
-from ssmvision.recipes.segmentation.faults import loader_faults
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
 from ssmvision.recipes.segmentation.ranks import rank, run_ranks
 from ssmvision.recipes.segmentation.seeds import StepSeeds
-from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
-from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+from ssmvision.recipes.segmentation.stopping import Checkpoints
+from ssmvision.recipes.segmentation.writing import check_folder
+from ssmvision.recipes.training.fitting import Finished, count_parameters, fit
 
 __all__ = ["RunResult", "run", "train"]
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What a training left behind.
+class RunResult(Finished):
+    """See `Finished`.
 
     Args:
-        out: run folder.
         model: folder of the saved model.
-        history: metrics.csv, one line per epoch.
-        epochs, steps: done in all, earlier parts of a resumed run included.
-        seconds: of this call.
         validation: loss, accuracy and balanced accuracy of the saved weights; empty without validation pictures.
-        parameters: of the network.
     """
 
-    out: Path
     model: Path
-    history: Path
-    epochs: int
-    steps: int
-    seconds: float
     validation: dict[str, float]
-    parameters: int
 
 
 def run(config: ClassifyTrainConfig) -> RunResult:
@@ -82,8 +63,8 @@ def run(config: ClassifyTrainConfig) -> RunResult:
         value = getattr(config.trainer, name)
         raise UserError(f"trainer.{name}: {value} needs validation pictures; set data.validation_fraction above 0")
     make_network(config, sets, measure_scale(sets.training, config))  # on failure, before anything is written
-    prepare_folder(config)
-    write_bytes(config.out / SETTINGS, settings_json(config))
+    FOLDER.prepare(config)
+    FOLDER.keep_settings(config)
     if config.trainer.devices == 1:
         return train(config)
     return run_ranks(train, config, config.trainer.devices, fork=config.trainer.accelerator == "cpu")
@@ -117,15 +98,16 @@ def train(config: ClassifyTrainConfig) -> RunResult:
         callbacks = [StepSeeds(t.seed), history, best]
         terminal = console.is_terminal and rank() == 0
         trainer = make_trainer(t, checkpoints, callbacks, terminal, cases > 0, t.devices)
-        dataset = TrainingPictures(sets.training, scale, config.augment, t.seed)
-        batches = training_loader(dataset, config, steps, lambda: history.steps, rank(), t.devices)
-        whole = None
-        if sets.validation is not None:
-            whole = whole_loader(sets.validation, scale, t.batch_size // t.devices, 0, rank(), t.devices)
-        fit(trainer, module, batches, whole, config, checkpoints)
-    if best.weights is not None:
-        module.result.load_state_dict(best.weights)
-        module.validation = dict(best.validation)
+        place = (trainer.strategy.root_device, rank(), t.devices)
+        batches = training_batches(sets.training, scale, config, steps, lambda: history.steps, *place)
+        whole = None if sets.validation is None else whole_batches(sets.validation, scale, config, *place)
+        fit(
+            *(trainer, module, batches, whole, checkpoints),
+            resume=config.resume,
+            validate_every=t.validate_every,
+            memory_advice=lambda: f"lower trainer.batch_size (now {t.batch_size}) or use trainer.precision=bf16-mixed",
+        )
+    best.restore(module)
     if trainer.is_global_zero:
         save_model(config.out / MODEL, module.result, spec, describe(config, sets, module, trainer, best))
         console.print(f"saved {config.out / MODEL}", markup=False, highlight=False, soft_wrap=True)
@@ -160,39 +142,6 @@ def announce(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def fit(
-    trainer: Trainer,
-    module: ClassificationModule,
-    batches: DataLoader[Any],
-    validation: DataLoader[Any] | None,
-    config: ClassifyTrainConfig,
-    checkpoints: Checkpoints,
-) -> None:
-    """Runs the epochs, and a validation if the last epoch had none.
-
-    Raises:
-        UserError: a worker of the loader failed, or the device's memory is too small.
-    """
-    saved = any((config.out / name).is_file() for name in (LAST, PREVIOUS))
-    checkpoint = str(config.out / LAST) if config.resume and saved else None
-    with interruptible(trainer), loader_faults(batches):
-        try:
-            trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
-        except RuntimeError as error:
-            if checkpoints.received is not None:
-                checkpoints.end(trainer)  # whoever told this process to stop has ended its workers
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            full = str(error).partition(". GPU")[0].partition("\n")[0]
-            raise UserError(
-                f"out of memory in training ({full}); lower trainer.batch_size (now {config.trainer.batch_size}) or "
-                "use trainer.precision=bf16-mixed"
-            ) from error
-    every = min(config.trainer.validate_every, config.trainer.max_epochs)
-    if validation is not None and (trainer.current_epoch % every or not module.validation):
-        trainer.validate(module, validation, verbose=False)
-
-
 def describe(
     config: ClassifyTrainConfig,
     sets: PictureSets,
@@ -203,10 +152,7 @@ def describe(
     """The training entry of the saved model; no paths, which may name people or places."""
     parts = {name: asdict(getattr(config, name)) for name in ("augment", "trainer")}
     return {
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "saved_epoch": best.epoch if best.weights is not None else trainer.current_epoch,
-        "saved_weights": "moving average" if module.average is not None else "as trained",
+        **best.told(module, trainer),
         "fine_tuned": config.model.checkpoint is not None,
         "training_pictures": len(sets.training),
         "validation": {name: round(value, 6) for name, value in module.validation.items()},

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ssmvision.errors import UserError
 from ssmvision.recipes.fusion.config import LossConfig, TrainerConfig
 from ssmvision.recipes.fusion.losses import FusionLoss, FusionTerms
 from ssmvision.recipes.fusion.network import FusionNetwork
-from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, first_nonfinite_parameter
+from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module
+from ssmvision.recipes.training.module import FiniteModule
+from ssmvision.recipes.training.schedule import warmup_cosine
 
 __all__ = ["FusionModule", "learning_rate"]
 
@@ -26,14 +24,10 @@ Batch = dict[str, Any]
 
 def learning_rate(step: int, config: TrainerConfig) -> float:
     """Share of the largest learning rate at a step: linear to 1, then half a cosine to 0."""
-    steps = config.max_epochs * config.steps_per_epoch
-    warm = min(config.warmup_steps, steps // 2)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+    return warmup_cosine(step, config.warmup_steps, config.max_epochs * config.steps_per_epoch)
 
 
-class FusionModule(LightningModule):
+class FusionModule(FiniteModule):
     """Trains a network that fuses two images.
 
     Args:
@@ -48,22 +42,12 @@ class FusionModule(LightningModule):
         A batch is {"a", "b"}: (B, 1, H, W) float32 in [0, 1].
     """
 
-    def __init__(self, network: FusionNetwork, loss: LossConfig, config: TrainerConfig) -> None:
-        super().__init__()
-        self.network, self.criterion, self.config = network, FusionLoss(loss), config
-        self.average: AveragedModel | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self.validation: dict[str, float] = {}
-        self._terms: list[list[float]] = []
+    network: FusionNetwork
 
-    @property
-    def result(self) -> nn.Module:
-        """The network that is validated and saved: the moving average, if there is one."""
-        if self.average is None:
-            return self.network
-        averaged: nn.Module = self.average.module
-        return averaged
+    def __init__(self, network: FusionNetwork, loss: LossConfig, config: TrainerConfig) -> None:
+        super().__init__(network, config.ema_decay, config.lr, config.gradient_clip)
+        self.criterion, self.config = FusionLoss(loss), config
+        self._terms: list[list[float]] = []
 
     def terms(self, batch: Batch) -> FusionTerms:
         """Loss of a batch and its terms."""
@@ -80,32 +64,9 @@ class FusionModule(LightningModule):
         loss = self.terms(batch).total
         if not bool(torch.isfinite(loss)):
             where = first_nonfinite_module(_Paired(self.network), torch.cat((batch["a"], batch["b"]), 1))
-            self._stop(f"loss is {loss.item()}", where)
+            self.stop(f"loss is {loss.item()}", where)
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
-
-    def _stop(self, what: str, where: str) -> NoReturn:
-        raise UserError(
-            f"training stopped at epoch {self.current_epoch + 1}, step {self.global_step + 1}: {what}; "
-            f"first non-finite: {where}. Lower trainer.lr (now {self.config.lr:g}) or use trainer.precision=32-true; "
-            "last.ckpt holds the last good epoch"
-        )
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clips by norm, and refuses to step on gradients that are not finite."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
-        if not bool(torch.isfinite(norm)):
-            name = first_nonfinite_parameter(self.network, gradients=True)
-            self._stop(
-                f"gradient norm is {norm.item()}", f"gradient of {name}" if name else "the norm of all gradients"
-            )
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Follows the weights by their moving average."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the images of the last validation."""

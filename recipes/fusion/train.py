@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,39 +20,28 @@ from ssmvision.recipes.fusion.crops import CropDataset, WholeDataset
 from ssmvision.recipes.fusion.module import FusionModule
 from ssmvision.recipes.fusion.network import build_network
 from ssmvision.recipes.fusion.pairs import ImagePair, hold_out, read_pairs
-from ssmvision.recipes.fusion.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.fusion.run_folder import FOLDER, check_config
 from ssmvision.recipes.fusion.weights import FusionCard, save_model
-from ssmvision.recipes.segmentation.checkpoints import LAST
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
-from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
+from ssmvision.recipes.segmentation.stopping import Checkpoints
 from ssmvision.recipes.segmentation.transforms import EpochSampler
-from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+from ssmvision.recipes.segmentation.writing import check_folder
+from ssmvision.recipes.training.fitting import Finished, count_parameters, fit
 
 __all__ = ["RunResult", "run", "train_pairs"]
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What a training left behind.
+class RunResult(Finished):
+    """See `Finished`.
 
     Args:
-        out: run folder.
         weights: model.safetensors.
-        history: metrics.csv, one line per epoch.
-        epochs, steps: done in all, earlier parts of a resumed run included.
-        seconds: of this call.
         validation: loss and terms at the end; empty without validation pairs.
-        parameters: of the network.
     """
 
-    out: Path
     weights: Path
-    history: Path
-    epochs: int
-    steps: int
-    seconds: float
     validation: dict[str, float]
-    parameters: int
 
 
 def run(config: FusionTrainConfig) -> RunResult:
@@ -83,7 +71,8 @@ def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], valida
         torch.set_num_threads(config.trainer.threads)
     seed_everything(config.trainer.seed, workers=True, verbose=False)
     module = FusionModule(build_network(config.model), config.loss, config.trainer)
-    prepare_folder(config)
+    FOLDER.prepare(config)
+    FOLDER.keep_settings(config)
     console = Console(stderr=True)
     announce(console, config, training, validation, module)
     history = FusionHistory(config.out, None if console.is_terminal else console)
@@ -94,7 +83,14 @@ def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], valida
         trainer = make_trainer(config.trainer, checkpoints, [history, shown], console.is_terminal, bool(validation))
         batches = loader(config, training, lambda: len(history.rows))
         whole = DataLoader(WholeDataset(validation), generator=torch.Generator()) if validation else None
-        fit(trainer, module, batches, whole, config)
+        fit(
+            *(trainer, module, batches, whole, checkpoints),
+            resume=config.resume,
+            validate_every=config.trainer.validate_every,
+            memory_advice=lambda: (
+                f"lower trainer.batch_size (now {config.trainer.batch_size}) or patch_size (now {config.patch_size})"
+            ),
+        )
     card = FusionCard(config.model, describe(config, training, validation, module, trainer))
     weights = save_model(config.out, module.result, card)
     console.print(f"saved {weights}", markup=False, highlight=False, soft_wrap=True)
@@ -106,13 +102,8 @@ def train_pairs(config: FusionTrainConfig, training: Sequence[ImagePair], valida
         steps=trainer.global_step,
         seconds=time.monotonic() - started,
         validation=dict(module.validation),
-        parameters=count_parameters(module),
+        parameters=count_parameters(module.network),
     )
-
-
-def count_parameters(module: FusionModule) -> int:
-    """Trainable numbers of the network."""
-    return sum(p.numel() for p in module.network.parameters() if p.requires_grad)
 
 
 def announce(
@@ -127,7 +118,7 @@ def announce(
     lines = (
         f"data      {_count(training)} for training, {_count(validation)} for validation",
         f"network   FusionMamba{' as published' if m.faithful else ''}, depths {_list(m.depths)} and "
-        f"{_list(m.depths_decoder)}, dims {_list(m.dims)}, {count_parameters(module):,} parameters",
+        f"{_list(m.depths_decoder)}, dims {_list(m.dims)}, {count_parameters(module.network):,} parameters",
         f"loss      {loss.structure:g} structure ({loss.structure_form}) + {loss.intensity:g} intensity "
         f"({loss.intensity_target}) + {loss.gradient:g} gradient ({loss.gradient_form})",
         f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} crops of "
@@ -159,24 +150,6 @@ def loader(config: FusionTrainConfig, pairs: Sequence[ImagePair], current_epoch:
         # An own one: whether loading starts before or after an epoch is seeded differs after resuming.
         generator=torch.Generator(),
     )
-
-
-def fit(
-    trainer: Trainer,
-    module: FusionModule,
-    training: DataLoader[Any],
-    validation: DataLoader[Any] | None,
-    config: FusionTrainConfig,
-) -> None:
-    """Runs the epochs, and a validation if the last epoch had none."""
-    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
-    checkpoint = str(config.out / LAST) if config.resume else None
-    with interruptible(trainer), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*no `val_dataloader`")  # where nothing is held out
-        trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
-    every = min(config.trainer.validate_every, config.trainer.max_epochs)
-    if validation is not None and (trainer.current_epoch % every or not module.validation):
-        trainer.validate(module, validation, verbose=False)
 
 
 def describe(

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ssmvision.recipes.segmentation.module import SegmentationModule
+from ssmvision.recipes.training.module import TrainingModule
 
 __all__ = ["BestEpoch"]
 
@@ -60,6 +61,21 @@ class BestEpoch(Callback):
         """Score of the latest validation, all its numbers, and the network that they are of."""
         assert isinstance(module, SegmentationModule)
         return module.mean_dice, module.validation, module.result
+
+    def restore(self, module: TrainingModule) -> None:
+        """Puts the weights of the best epoch, if they were kept, and its validation into the module."""
+        if self.weights is not None:
+            module.result.load_state_dict(self.weights)
+            module.validation = dict(self.validation)
+
+    def told(self, module: TrainingModule, trainer: Trainer) -> dict[str, Any]:
+        """What a saved model tells of its training's length, and whose weights it has."""
+        return {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "saved_epoch": self.epoch if self.weights is not None else trainer.current_epoch,
+            "saved_weights": "moving average" if module.average is not None else "as trained",
+        }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the training when patience is."""

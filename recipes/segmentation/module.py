@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import TrainerConfig
@@ -22,11 +20,12 @@ from ssmvision.recipes.segmentation.ranks import first_of_ranks, gather_cases, m
 from ssmvision.recipes.segmentation.seeds import seed_step
 from ssmvision.recipes.segmentation.spacing import SpacedNetwork
 from ssmvision.recipes.segmentation.streaming import stream_labels
+from ssmvision.recipes.training.module import TrainingModule
 
 __all__ = ["SegmentationModule"]
 
 
-class SegmentationModule(LightningModule):
+class SegmentationModule(TrainingModule):
     """Trains a network that returns logits, or a list of logits with full resolution first.
 
     Args:
@@ -51,25 +50,15 @@ class SegmentationModule(LightningModule):
         patch_size: tuple[int, ...],
         architecture: Mapping[str, Any],
     ) -> None:
-        super().__init__()
-        self.network, self.config, self.patch_size = network, config, patch_size
-        self.average: AveragedModel | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-            self.average.requires_grad_(False)
+        super().__init__(network, config.ema_decay)
+        self.config, self.patch_size = config, patch_size
         self.spaced, self.spaced_result = SpacedNetwork(network, architecture), SpacedNetwork(self.result, architecture)
         self.classes = {name: i for name, i in labels.items() if i != 0}
         self.criterion = training_criterion(config.batch_dice, config.devices)
-        self.validation: dict[str, float] = {}
         self.skipped, self.streak, self.parts = 0, 0, 1
         self._cases: list[list[float]] = []
         self._image, self._own, self._loss = (torch.empty(0) for _ in range(3))
         self._shape: tuple[int, ...] = ()
-
-    @property
-    def result(self) -> nn.Module:
-        """The network that is validated and saved: the moving average, if there is one."""
-        return self.network if self.average is None else self.average.module
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -119,7 +108,7 @@ class SegmentationModule(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """One step; where memory runs out and `auto_halve` is set, again in smaller parts. Then the moving average."""
+        """One step; where memory runs out and `auto_halve` is set, again in smaller parts."""
 
         def closure() -> Any:
             while True:
@@ -132,8 +121,6 @@ class SegmentationModule(LightningModule):
                 self._halve()
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
     def _halve(self) -> None:
         self.parts = min(2 * self.parts, len(self._image))

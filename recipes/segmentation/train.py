@@ -14,16 +14,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.preprocessing.decide import decide_preprocessing
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.best import BestEpoch
-from ssmvision.recipes.segmentation.checkpoints import LAST, PREVIOUS
 from ssmvision.recipes.segmentation.config import TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, hold_out, read_dataset
-from ssmvision.recipes.segmentation.faults import loader_faults, memory_advice
+from ssmvision.recipes.segmentation.faults import memory_advice
 from ssmvision.recipes.segmentation.folds import split
 from ssmvision.recipes.segmentation.history import HISTORY, History
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
@@ -32,38 +30,28 @@ from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.segmentation.planned import apply_plan
 from ssmvision.recipes.segmentation.preprocessing import Preprocessing
 from ssmvision.recipes.segmentation.ranks import rank, run_ranks
-from ssmvision.recipes.segmentation.run_folder import CONFIG, check_config, prepare_folder
+from ssmvision.recipes.segmentation.run_folder import FOLDER, check_config, prepare_folder
 from ssmvision.recipes.segmentation.seeds import StepSeeds
 from ssmvision.recipes.segmentation.split import write_split
-from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
+from ssmvision.recipes.segmentation.stopping import Checkpoints
 from ssmvision.recipes.segmentation.weights import WEIGHTS, ModelCard, save_model
-from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
+from ssmvision.recipes.segmentation.writing import check_folder
+from ssmvision.recipes.training.fitting import Finished, count_parameters, fit
 
 __all__ = ["Job", "RunResult", "run", "train"]
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What a training left behind.
+class RunResult(Finished):
+    """See `Finished`.
 
     Args:
-        out: run folder.
         weights: model.safetensors.
-        history: metrics.csv, one line per epoch.
-        epochs, steps: done in all, earlier parts of a resumed run included.
-        seconds: of this call.
         validation_dice: per class with the saved weights; empty without validation cases.
-        parameters: of the network.
     """
 
-    out: Path
     weights: Path
-    history: Path
-    epochs: int
-    steps: int
-    seconds: float
     validation_dice: dict[str, float]
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ def run(config: TrainConfig) -> RunResult:
     build_network(architecture)  # on failure, before anything is written
     prepare_folder(config)
     write_split(config.out, dataset)
-    write_bytes(config.out / CONFIG, json.dumps(asdict(config), indent=2, default=str) + "\n")
+    FOLDER.keep_settings(config)
     job = Job(config, dataset, preprocessing, tuple(spacing), architecture)
     if config.trainer.devices == 1:
         return train(job)
@@ -148,10 +136,13 @@ def train(job: Job) -> RunResult:
         batches, validation = loaders(
             config, dataset, job.preprocessing, job.spacing, lambda: history.steps, rank(), t.devices
         )
-        fit(trainer, module, batches, validation, config, checkpoints)
-    if best.weights is not None:
-        module.result.load_state_dict(best.weights)
-        module.validation = dict(best.validation)
+        fit(
+            *(trainer, module, batches, validation, checkpoints),
+            resume=config.resume,
+            validate_every=t.validate_every,
+            memory_advice=lambda: memory_advice(module, trainer, module.batch_shape),
+        )
+    best.restore(module)
     if trainer.is_global_zero:
         save_model(config.out, module.result, _card(job, module, trainer, best))
         console.print(f"saved {config.out / WEIGHTS}", markup=False, highlight=False, soft_wrap=True)
@@ -163,7 +154,7 @@ def train(job: Job) -> RunResult:
         steps=trainer.global_step,
         seconds=time.monotonic() - started,
         validation_dice=dict(module.validation),
-        parameters=count_parameters(module),
+        parameters=count_parameters(module.network),
     )
 
 
@@ -181,11 +172,6 @@ def tf32(allowed: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def count_parameters(module: SegmentationModule) -> int:
-    """Trainable numbers of the network."""
-    return sum(p.numel() for p in module.network.parameters() if p.requires_grad)
-
-
 def announce(console: Console, job: Job, module: SegmentationModule) -> None:
     """Prints what is about to run."""
     config, dataset = job.config, job.dataset
@@ -194,7 +180,7 @@ def announce(console: Console, job: Job, module: SegmentationModule) -> None:
         f"data      {dataset.path}: {len(dataset.training)} training and {len(dataset.validation)} validation case(s), "
         f"channels {', '.join(dataset.channels)}, classes {', '.join(module.classes)}",
         f"network   {job.architecture['name']} {arguments['spatial_dims']}D, mixer {arguments.get('mixer', 'none')}, "
-        f"features {arguments['features_per_stage']}, {count_parameters(module):,} parameters",
+        f"features {arguments['features_per_stage']}, {count_parameters(module.network):,} parameters",
         f"training  {t.max_epochs} epochs of {t.steps_per_epoch} steps, {t.batch_size} patches of "
         f"{'x'.join(str(n) for n in config.patch_size)}, {t.optimizer} lr {t.lr:g}, {t.precision}, seed {t.seed}"
         + (f", {t.devices} devices" if t.devices > 1 else ""),
@@ -202,39 +188,6 @@ def announce(console: Console, job: Job, module: SegmentationModule) -> None:
     )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def fit(
-    trainer: Trainer,
-    module: SegmentationModule,
-    batches: DataLoader[Any],
-    validation: DataLoader[Any] | None,
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-) -> None:
-    """Runs the epochs, and a validation if the last epoch had none.
-
-    Raises:
-        UserError: a worker of the loader failed, or the device's memory is too small.
-    """
-    saved = any((config.out / name).is_file() for name in (LAST, PREVIOUS))
-    checkpoint = str(config.out / LAST) if config.resume and saved else None
-    full = ""
-    with interruptible(trainer), loader_faults(batches):
-        try:
-            trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
-        except RuntimeError as error:
-            if checkpoints.received is not None:
-                checkpoints.end(trainer)  # whoever told this process to stop has ended its workers
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            full = str(error).partition(". GPU")[0].partition("\n")[0]
-    if full:  # out of the handler, whose traceback would keep the tensors
-        advice = memory_advice(module, trainer, module.batch_shape)
-        raise UserError(f"out of memory in training ({full}); {advice}")
-    every = min(config.trainer.validate_every, config.trainer.max_epochs)
-    if validation is not None and (trainer.current_epoch % every or not module.validation):
-        trainer.validate(module, validation, verbose=False)
 
 
 def _card(job: Job, module: SegmentationModule, trainer: Trainer, best: BestEpoch) -> ModelCard:
@@ -254,11 +207,8 @@ def describe(job: Job, module: SegmentationModule, trainer: Trainer, best: BestE
     config, dataset = job.config, job.dataset
     dice = {k: None if math.isnan(v) else round(v, 6) for k, v in module.validation.items()}
     return {
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
+        **best.told(module, trainer),
         "skipped_steps": module.skipped,
-        "saved_epoch": best.epoch if best.weights is not None else trainer.current_epoch,
-        "saved_weights": "moving average" if module.average is not None else "as trained",
         "training_cases": len(dataset.training),
         "validation_cases": len(dataset.validation),
         "validation_dice": dice,

@@ -36,11 +36,12 @@ from ssmvision.recipes.classification.data import (
     open_data,
 )
 from ssmvision.recipes.classification.metrics import Outcome, score
-from ssmvision.recipes.classification.networks import build, count_parameters, open_model, save_model, start_from
+from ssmvision.recipes.classification.networks import build, open_model, save_model, start_from
 from ssmvision.recipes.classification.optimization import learning_rate, make_optimizer
 from ssmvision.recipes.classification.run_folder import check_config
 from ssmvision.recipes.classification.saliency import input_gradient
 from ssmvision.recipes.classification.train import run
+from ssmvision.recipes.training.fitting import count_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2}
@@ -146,7 +147,7 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     run(replace(parts, resume=True))
     for name in ("metrics.csv", "model/model.safetensors"):
         assert (whole.out / name).read_bytes() == (parts.out / name).read_bytes()
-    with pytest.raises(UserError, match=r"trainer.lr '0.01', now it is '0.5'"):
+    with pytest.raises(UserError, match=r"trainer.lr 0.01, now it is 0.5"):
         run(replace(parts, resume=True, trainer=replace(parts.trainer, lr=0.5)))
     with pytest.raises(UserError, match="holds a run"):
         run(parts)
