@@ -72,6 +72,7 @@ def _picture_rules(config: ClassifyTrainConfig) -> list[Rule]:
             a.policy == "none" or a.library == "torchvision",
             "none, or augment.library torchvision",
         ),
+        ("trainer.cuda_graph", True, not t.cuda_graph or t.devices == 1, "false, or trainer.devices 1"),
         (
             "augment.library",
             a.library,

@@ -18,6 +18,7 @@ from ssmvision.recipes.classification.batched import training_batches, whole_bat
 from ssmvision.recipes.classification.callbacks import HISTORY, BestAccuracy, ClassificationHistory
 from ssmvision.recipes.classification.config import ClassifyTrainConfig
 from ssmvision.recipes.classification.data import Scale, measure_scale, open_data
+from ssmvision.recipes.classification.graphs import GraphedNetwork
 from ssmvision.recipes.classification.module import ClassificationModule
 from ssmvision.recipes.classification.networks import MODEL, Spec, build, save_model, start_from
 from ssmvision.recipes.classification.run_folder import FOLDER, check_config
@@ -95,7 +96,9 @@ def train(config: ClassifyTrainConfig) -> RunResult:
     best = BestAccuracy(t.early_stop_epochs, t.save == "best")
     checkpoints = Checkpoints(config.out, t.checkpoint_steps)
     with quiet_lightning():
-        callbacks = [StepSeeds(t.seed), history, best]
+        shape = (t.batch_size // t.devices, len(scale.mean), *scale.size)
+        graphs = [GraphedNetwork(shape, t.precision)] if t.cuda_graph else []
+        callbacks = [StepSeeds(t.seed), history, best, *graphs]
         terminal = console.is_terminal and rank() == 0
         trainer = make_trainer(t, checkpoints, callbacks, terminal, cases > 0, t.devices)
         place = (trainer.strategy.root_device, rank(), t.devices)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssmvision.flops import count
 from ssmvision.recipes.classification.config import ModelConfig
 from ssmvision.recipes.classification.data import Scale
+from ssmvision.recipes.classification.graphs import graph_network
 from ssmvision.recipes.classification.module import ClassificationModule
 from ssmvision.recipes.classification.networks import build, count_all
 from ssmvision.recipes.devices import pick_device
@@ -33,6 +34,7 @@ class Cost:
         inference_per_s: pictures, at the study's batch of inference.
         latency_ms: of one picture alone.
         memory_mb: most that torch had allocated on the GPU in training, 2^20 bytes; None on a CPU.
+        graphed: whether the training step's network was a CUDA graph; inference never is.
         device: its name.
     """
 
@@ -43,6 +45,7 @@ class Cost:
     inference_per_s: float
     latency_ms: float
     memory_mb: float | None
+    graphed: bool
     device: str
 
 
@@ -70,6 +73,9 @@ def measure_cost(config: ImageStudyConfig, model: ModelConfig, classes: tuple[st
 
     step = training_step(network.parameters(), optimizer, loss, t.gradient_clip)
     seconds, memory = median_seconds(step, device), peak_bytes(device)
+    if t.cuda_graph:  # memory is that of the step without, as recordings have a pool of their own
+        graph_network(network, images[: t.batch_size].shape, device, t.precision)
+        seconds = median_seconds(step, device)
     optimizer.zero_grad()
     network.eval()
 
@@ -88,5 +94,6 @@ def measure_cost(config: ImageStudyConfig, model: ModelConfig, classes: tuple[st
         inference_per_s=config.inference_batch / whole,
         latency_ms=1000 * single,
         memory_mb=None if memory is None else memory / 2**20,
+        graphed=t.cuda_graph,
         device=device_name(device),
     )

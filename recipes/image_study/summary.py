@@ -70,6 +70,8 @@ def markdown(study: Study) -> str:
     if study.resolutions:
         parts.append("### Accuracy on the test pictures resized, without further training, %\n\n" + _sizes(study))
     parts.append("### Cost, alone on the device\n\n" + _cost_table(study))
+    if any(cost.graphed for cost in study.costs.values()):
+        parts.append("G: forward and backward of the training step as CUDA graphs. Inference is without.")
     refusals = list(dict.fromkeys(_refusals(study)))
     if refusals:
         parts.append("Refused sizes:\n\n" + "\n".join(f"- {line}" for line in refusals))
@@ -123,7 +125,7 @@ def _cost_table(study: Study) -> str:
                 entry.name,
                 f"{cost.parameters:,}",
                 f"{cost.macs / 1e9:.4f}",
-                f"{cost.step_ms:.2f}",
+                f"{cost.step_ms:.2f}{' G' if cost.graphed else ''}",
                 f"{cost.training_per_s:,.0f}",
                 f"{cost.inference_per_s:,.0f}",
                 f"{cost.latency_ms:.2f}",

@@ -51,7 +51,7 @@ class Training:
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON values."""
         values = {name: asdict(getattr(self.config, name)) for name in ("data", "augment", "trainer")}
-        for name in ("accelerator", "threads", "max_minutes"):
+        for name in ("accelerator", "threads", "max_minutes", "cuda_graph"):
             values["trainer"].pop(name)
         values |= {"model": asdict(self.model), "seed": self.seed}
         values |= {name: getattr(self.config, name) for name in ("img_size", "resolutions")}
