@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from monai.data.utils import compute_importance_map
 from torch import Tensor
 from torch.nn import functional
 
@@ -224,7 +223,7 @@ def stream_logits(
     grid = WindowGrid.over(image.shape[1:], patch_size, overlap)
     before = [(n - m) // 2 for n, m in zip(grid.shape, image.shape[1:], strict=True)]
     padded = _pad(image, grid.shape, before)
-    weight = compute_importance_map(grid.window, mode="gaussian", sigma_scale=SIGMA_SCALE, device=device)
+    weight = _gaussian(grid.window).to(device)
     accumulator = Accumulator(grid, weight.permute(grid.order), stitch_device)
     places = grid.places()
     while group := list(itertools.islice(places, batch)):
@@ -253,6 +252,15 @@ def stream_labels(
     for block in stream_logits(network, image, patch_size, overlap):
         labels[block.box] = block.logits.argmax(0).to(torch.int16)
     return labels
+
+
+def _gaussian(window: Triple) -> Tensor:
+    """Weights (x, y, z) float32 of a window's voxels, none below 0.001, so that sums can be divided."""
+    weight = torch.ones(())
+    for n in window:
+        distance = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
+        weight = weight[..., None] * torch.exp(distance**2 / (-2 * (SIGMA_SCALE * n) ** 2))
+    return weight.clamp(min=max(float(weight.min()), 1e-3))
 
 
 def _pad(image: Tensor, shape: Triple, before: Sequence[int]) -> Tensor:
