@@ -15,6 +15,7 @@ from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ssmvision.layers.channel_mixers.moe import auxiliary_loss
 from ssmvision.layers.layouts import plan_blocks
 from ssmvision.layers.mixers.registry import MixerLike
 from ssmvision.layers.norm import LayerNorm
@@ -162,7 +163,7 @@ class SSMNetwork(nn.Module):
         linear = [module for mixer in mixers for module in mixer.modules() if isinstance(module, nn.Linear)]
         for layer in (*convs, *linear):
             trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
+            if isinstance(layer.bias, Tensor):
                 nn.init.zeros_(layer.bias)
 
     def _stages(self) -> list[SSMStage]:
@@ -319,6 +320,10 @@ class SSMNetwork(nn.Module):
         """Parameters of more than one axis that weight decay leaves alone: what the mixers say of theirs."""
         said = [(name, getattr(module, "no_weight_decay", None)) for name, module in self.named_modules() if name]
         return {f"{prefix}.{name}" for prefix, names in said if names is not None for name in names()}
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What a mixture of experts adds to the loss of the last training step; None without one."""
+        return auxiliary_loss(self)
 
     def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Optimizer groups with the state-space parameters' own rules; vectors do not decay."""

@@ -19,6 +19,8 @@ NONE = "none"
 TABLE: dict[str, tuple[str, str]] = {
     "mlp": ("mlp", "mlp"),
     "glu": ("mlp", "glu"),
+    "einfft": ("einfft", "EinFFT"),
+    "moe": ("moe", "MixtureOfExperts"),
 }
 _REGISTERED: dict[str, Build] = {}
 
@@ -57,7 +59,7 @@ def build_channel_mixer(name: str, dim: int, **options: Any) -> nn.Module | None
     if name not in channel_mixer_names():
         raise ValueError(f"channel_mixer={name!r} is unknown; choose from {', '.join(channel_mixer_names())}")
     if name == NONE:
-        check_options(f"channel mixer {name!r}", nn.Identity, options)
+        check_options(f"channel mixer {name!r}", lambda: nn.Identity(), options)
         return None
     if name in TABLE:
         module, builder = TABLE[name]

@@ -1,0 +1,118 @@
+"""A mixture of experts: every position is sent to the few of many perceptrons that a router chooses.
+
+Sources: Fedus et al., "Switch Transformers" (arXiv 2101.03961), section 2; Lepikhin et al., "GShard" (arXiv
+2006.16668), section 2.2, for more than one expert a position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from ssmvision.layers.mamba_layer import autocast_off
+
+__all__ = ["MixtureOfExperts", "auxiliary_loss"]
+
+
+class MixtureOfExperts(nn.Module):
+    """y = sum over the top k experts e of g_e(x) W2_e gelu(W1_e x), with p = softmax(R x) and g the chosen p.
+
+    For k > 1 the chosen p are divided by their sum. The router computes in at least float32. No position is dropped,
+    and none is affected by the others.
+
+    In training `balance_loss` holds weight x E x sum_e f_e P_e (Switch, eq. 4 to 6) of the last call: f_e is the share
+    of the choices that fell on expert e, P_e the mean of p_e. It is `weight` where all experts are used alike.
+
+    Args:
+        dim: channels.
+        experts: their number E.
+        top_k: experts of a position.
+        ratio: width of an expert's hidden layer / `dim`.
+        balance: weight of the loss.
+
+    Shape:
+        (B, *grid, dim) -> the same.
+
+    Raises:
+        ValueError: `top_k` is not between 1 and `experts`.
+    """
+
+    balance_loss: Tensor | None
+
+    def __init__(
+        self, dim: int, *, experts: int = 8, top_k: int = 2, ratio: float = 4.0, balance: float = 0.01
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise ValueError(f"top_k={top_k} must lie between 1 and the {experts} experts")
+        self.experts, self.top_k, self.balance = experts, top_k, balance
+        hidden = int(dim * ratio)
+        self.router = nn.Linear(dim, experts, bias=False)
+        self.weight1 = nn.Parameter(trunc_normal_(torch.empty(experts, dim, hidden), std=0.02))
+        self.bias1 = nn.Parameter(torch.zeros(experts, 1, hidden))
+        self.weight2 = nn.Parameter(trunc_normal_(torch.empty(experts, hidden, dim), std=0.02))
+        self.bias2 = nn.Parameter(torch.zeros(experts, 1, dim))
+        self.balance_loss = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        tokens = x.flatten(0, -2)
+        with autocast_off(x.device):  # rounded, the router would choose other experts
+            wide = torch.promote_types(x.dtype, torch.float32)
+            shares = F.linear(tokens.to(wide), self.router.weight.to(wide)).softmax(-1)
+        gates, chosen = shares.topk(self.top_k, -1)
+        if self.top_k > 1:
+            gates = gates / gates.sum(-1, keepdim=True)
+        if self.training and torch.is_grad_enabled():
+            self.balance_loss = self._balance_loss(shares, chosen)
+        y = self._by_experts(tokens, chosen)
+        return (y * gates.to(y.dtype).unsqueeze(-1)).sum(1).view(x.shape)
+
+    def _balance_loss(self, shares: Tensor, chosen: Tensor) -> Tensor:
+        used = F.one_hot(chosen, self.experts).sum(1).to(shares.dtype).mean(0) / self.top_k
+        return self.balance * self.experts * (used * shares.mean(0)).sum()
+
+    def _by_experts(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """What the chosen experts (T, k) say of the tokens (T, C): (T, k, C).
+
+        The tokens of an expert are filled up to whole blocks of rows, whose number has a bound: products of fixed
+        size, without a look at the counts from the host.
+        """
+        rows, experts, block = _rows(chosen, self.experts)
+        # Rows that no token has take the zeros after the last token.
+        places = torch.full((len(experts) * block,), len(tokens), device=rows.device)
+        places = places.scatter(0, rows.flatten(), torch.arange(rows.numel(), device=rows.device) // self.top_k)
+        sorted_tokens = F.pad(tokens, (0, 0, 0, 1)).index_select(0, places).unflatten(0, (-1, block))
+        hidden = torch.bmm(sorted_tokens, self.weight1[experts]) + self.bias1[experts]
+        said = torch.bmm(F.gelu(hidden), self.weight2[experts]) + self.bias2[experts]
+        return said.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "balance_loss": None}  # a tensor with a history cannot be copied
+
+
+def _rows(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, int]:
+    """Rows (T, k) of the choices in blocks that belong to one expert each, these experts, and the rows of a block.
+
+    With blocks of half the mean number of choices an expert, three blocks an expert are always enough.
+    """
+    flat = chosen.flatten()
+    block = flat.numel() // (2 * experts) + 1
+    marks = F.one_hot(flat, experts)
+    counts = marks.sum(0)
+    ends = ((counts + block - 1) // block).cumsum(0)
+    starts = F.pad(ends, (1, 0))[:-1] * block
+    before = (marks.cumsum(0) * marks).sum(1) - 1  # earlier choices of the same expert
+    of_block = torch.searchsorted(ends, torch.arange(3 * experts, device=flat.device), right=True)
+    return (starts[flat] + before).view(chosen.shape), of_block.clamp(max=experts - 1), block
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """Sum of the balancing losses of a model's last training step; None if it has no mixture of experts."""
+    losses = [module.balance_loss for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    told = [loss for loss in losses if loss is not None]
+    return torch.stack(told).sum() if told else None

@@ -1,0 +1,133 @@
+"""Channel mixers against loops written from their papers' equations."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssmvision.layers.channel_mixers import build_channel_mixer, channel_mixer_names, register_channel_mixer
+from ssmvision.layers.channel_mixers.einfft import EinFFT
+from ssmvision.layers.channel_mixers.moe import MixtureOfExperts, auxiliary_loss
+
+NAMES = [name for name in channel_mixer_names() if name != "none"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_grid_any_precision(name: str) -> None:
+    torch.manual_seed(0)
+    mixer = build_channel_mixer(name, 8)
+    assert mixer is not None
+    for grid in ((5,), (3, 7), (2, 3, 5)):
+        x = torch.randn(2, *grid, 8).requires_grad_()
+        y = mixer(x)
+        assert y.shape == x.shape
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = mixer(x)
+        assert (low - y).abs().max() < 0.05 * y.abs().max()
+        low.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+    assert mixer(torch.zeros(0, 4, 8)).shape == (0, 4, 8)
+    spread = torch.randn(2, 8, 3, 5).movedim(1, -1)
+    torch.testing.assert_close(mixer(spread), mixer(spread.contiguous()))
+    compiled = torch.compile(mixer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(spread), mixer(spread))
+
+
+def test_einfft_is_its_formula() -> None:
+    torch.manual_seed(0)
+    mixer = EinFFT(6, blocks=2, threshold=0.05).double()
+    x = torch.randn(2, 3, 3, 6, dtype=torch.float64)
+    w1, w2, b1, b2 = (
+        (p[0] + 1j * p[1]).detach().numpy() for p in (mixer.weight1, mixer.weight2, mixer.bias1, mixer.bias2)
+    )
+    for sample, got in zip(x.flatten(1, 2).numpy(), mixer(x).flatten(1, 2), strict=True):
+        for block in range(2):
+            spectrum = np.fft.fft2(sample[:, 3 * block : 3 * block + 3], norm="ortho")
+            hidden = spectrum @ w1[block] + b1[block]
+            hidden = np.maximum(hidden.real, 0) + 1j * np.maximum(hidden.imag, 0)
+            out = hidden @ w2[block] + b2[block]
+            real, imag = (np.sign(part) * np.maximum(np.abs(part) - 0.05, 0) for part in (out.real, out.imag))
+            wanted = np.fft.ifft2(real + 1j * imag, norm="ortho").real
+            np.testing.assert_allclose(got[:, 3 * block : 3 * block + 3].detach(), wanted, atol=1e-12)
+
+
+def loop_of_experts(mixer: MixtureOfExperts, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and balancing loss, position by position."""
+    shares = torch.softmax(tokens @ mixer.router.weight.T, -1)
+    used = torch.zeros(mixer.experts, dtype=tokens.dtype)
+    rows = []
+    for token, share in zip(tokens, shares, strict=True):
+        order = sorted(range(mixer.experts), key=lambda e: -share[e].item())[: mixer.top_k]
+        total = sum(share[e] for e in order) if mixer.top_k > 1 else 1.0
+        row = torch.zeros_like(token)
+        for e in order:
+            hidden = F.gelu(token @ mixer.weight1[e] + mixer.bias1[e, 0])
+            row = row + share[e] / total * (hidden @ mixer.weight2[e] + mixer.bias2[e, 0])
+            used[e] += 1 / (mixer.top_k * len(tokens))
+        rows.append(row)
+    return torch.stack(rows), mixer.balance * mixer.experts * (used * shares.mean(0)).sum()
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(4, 2), (5, 1), (2, 2)])
+@pytest.mark.parametrize("skew", [0.0, 50.0], ids=["spread", "all to one"])
+def test_experts_are_a_loop_over_positions(experts: int, top_k: int, skew: float) -> None:
+    torch.manual_seed(0)
+    mixer = MixtureOfExperts(6, experts=experts, top_k=top_k, ratio=2.0).double()
+    tokens = torch.randn(23, 6, dtype=torch.float64)
+    with torch.no_grad():
+        tokens[:, 0] = 1.0
+        mixer.router.weight.mul_(3)[0, 0] += skew
+        mixer.bias1.normal_()
+        mixer.bias2.normal_()
+    results = []
+    for run in (lambda: (mixer(tokens), auxiliary_loss(mixer)), lambda: loop_of_experts(mixer, tokens)):
+        mixer.zero_grad()
+        out, loss = run()
+        assert loss is not None
+        (out.square().sum() + 100 * loss).backward()
+        results.append([out, loss, *(p.grad.clone() for p in mixer.parameters() if p.grad is not None)])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_balance_is_least_where_experts_share_the_work() -> None:
+    mixer = MixtureOfExperts(4, experts=4, top_k=1, balance=1.0)
+    with torch.no_grad():
+        mixer.router.weight.copy_(20 * torch.eye(4))
+    mixer(torch.eye(4))
+    even = mixer.balance_loss
+    mixer(torch.eye(4)[:1].expand(4, 4))
+    uneven = mixer.balance_loss
+    assert even is not None
+    assert uneven is not None
+    assert even.item() == pytest.approx(1.0)
+    assert uneven.item() == pytest.approx(4.0, rel=1e-3)
+    assert copy.deepcopy(mixer).balance_loss is None
+    assert auxiliary_loss(torch.nn.Linear(2, 2)) is None
+    mixer.balance_loss = None
+    mixer.eval()(torch.eye(4))
+    assert auxiliary_loss(mixer) is None
+
+
+def test_gated_perceptron_has_an_mlps_parameters() -> None:
+    sizes = [sum(p.numel() for p in build_channel_mixer(name, 48).parameters()) for name in ("mlp", "glu")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_names_and_options_are_checked() -> None:
+    assert build_channel_mixer("none", 4) is None
+    for call, words in (
+        (lambda: build_channel_mixer("mpl", 4), "unknown; choose from mlp, glu"),
+        (lambda: build_channel_mixer("mlp", 4, width=2), "'mlp' has no option 'width'; it has ratio"),
+        (lambda: build_channel_mixer("none", 4, ratio=2), "has no option 'ratio'; it has none"),
+        (lambda: build_channel_mixer("einfft", 6), "blocks=4 must divide the 6 channels"),
+        (lambda: build_channel_mixer("moe", 4, top_k=9), "top_k=9 must lie between 1 and the 8 experts"),
+        (lambda: register_channel_mixer("mlp", torch.nn.Linear), "'mlp' is taken"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
