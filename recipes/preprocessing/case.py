@@ -67,7 +67,7 @@ def prepare(
     marked = regrid.turn(labels).astype(np.int16)
     marked[(marked == 0) & ~object_mask(cut)[0].numpy()] = OUTSIDE
     label = resize_labels(marked, regrid.shape, regrid.separate)
-    resized = regrid.finish(how.scale(cut).as_tensor()).numpy()
+    resized = regrid.finish(how.scale(cut)).numpy()
     return Prepared(resized, label, regrid.spacing_mm, find_locations(label, classes))
 
 

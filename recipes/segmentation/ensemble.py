@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
 from ssmvision.recipes.segmentation.preprocessing import ChannelScale
@@ -101,9 +100,9 @@ class Ensemble:
         for member in self.members:
             member.spaced.set_spacing(spacing_mm)
 
-    def scaled(self, image: MetaTensor) -> Tensor:
+    def scaled(self, image: Tensor) -> Tensor:
         """An image (C, X, Y, Z) on the networks' grid in every scale that a network needs: (S x C, X, Y, Z)."""
-        images = [replace(self.card.preprocessing, scales=scales).scale(image).as_tensor() for scales in self.scales]
+        images = [replace(self.card.preprocessing, scales=scales).scale(image) for scales in self.scales]
         return images[0] if len(images) == 1 else torch.cat(images)
 
     def __call__(self, window: Tensor) -> Tensor:

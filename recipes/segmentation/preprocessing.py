@@ -6,12 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms import NormalizeIntensity, Orientation, ScaleIntensity, ScaleIntensityRange, Spacing
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
@@ -20,6 +18,10 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import DataConfig
 from ssmvision.recipes.segmentation.datalist import Dataset
 from ssmvision.recipes.segmentation.volumes import read_image, read_label_map
+
+if TYPE_CHECKING:
+    # Ten seconds to import. Prediction turns and resamples by `ssmvision.recipes.segmentation.resampling` without it.
+    from monai.data.meta_tensor import MetaTensor
 
 __all__ = ["ChannelScale", "Preprocessing", "fit_preprocessing"]
 
@@ -86,24 +88,24 @@ class Preprocessing:
         Raises:
             ValueError: the rules are others.
         """
-        return self.scale(self._regrid(data, affine, "bilinear"))
+        return cast("MetaTensor", self.scale(self._regrid(data, affine, "bilinear")))
 
-    def scale(self, turned: MetaTensor) -> MetaTensor:
+    def scale(self, turned: Tensor) -> Tensor:
         """Intensities of an image (C, X, Y, Z) that is on the model's grid already brought to the model's scale."""
         inside = object_mask(turned) if any(scale.kind == "zscore_nonzero" for scale in self.scales) else None
-        parts: list[Tensor] = [
-            scale_channel(part, scale, inside) for part, scale in zip(turned.split(1), self.scales, strict=True)
-        ]
-        return cast(MetaTensor, torch.cat(parts))
+        parts = [scale_channel(part, scale, inside) for part, scale in zip(turned.split(1), self.scales, strict=True)]
+        return torch.cat(parts)
 
     def label(self, data: NDArray[np.int32] | Tensor, affine: NDArray[np.float64]) -> MetaTensor:
         """Label map (X, Y, Z) as (1, X, Y, Z) int64 on the grid of `image`, resampled by nearest neighbour."""
         turned = self._regrid(torch.as_tensor(data)[None].float(), affine, "nearest")
-        return cast(MetaTensor, turned.round().long())
+        return cast("MetaTensor", turned.round().long())
 
     def restore(self, logits: Tensor, image: MetaTensor) -> Tensor:
         """Logits (K, ...) on the grid of `image` brought to the stored grid: resampled linearly, turned exactly."""
         self._check_linear()
+        from monai.data.meta_tensor import MetaTensor
+
         plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
         result = MetaTensor(plain.float(), affine=image.affine)
         result.applied_operations = copy.deepcopy(image.applied_operations)
@@ -117,6 +119,8 @@ class Preprocessing:
 
     def _regrid(self, data: Any, affine: NDArray[np.float64], mode: str) -> MetaTensor:
         self._check_linear()
+        from monai.data.meta_tensor import MetaTensor
+
         image = MetaTensor(torch.as_tensor(data), affine=torch.as_tensor(affine))
         for transform in grid_transforms(self.orientation, self.spacing_mm, mode):
             image = transform(image)
@@ -126,6 +130,8 @@ class Preprocessing:
 @lru_cache(maxsize=32)
 def grid_transforms(orientation: str | None, spacing_mm: tuple[float, ...] | None, mode: str) -> tuple[Any, ...]:
     """Transforms to the model's grid. Cached because MONAI inverts only by the very object that was applied."""
+    from monai.transforms import Orientation, Spacing
+
     transforms: list[Any] = []
     if orientation is not None:
         transforms.append(Orientation(axcodes=orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
@@ -134,13 +140,13 @@ def grid_transforms(orientation: str | None, spacing_mm: tuple[float, ...] | Non
     return tuple(transforms)
 
 
-def object_mask(image: MetaTensor) -> Tensor:
+def object_mask(image: Tensor) -> Tensor:
     """Where an image (C, X, Y, Z) is not zero in every channel, holes filled: (1, X, Y, Z) bool."""
-    filled = binary_fill_holes((image.as_tensor() != 0).any(0).numpy())
+    filled = binary_fill_holes((image != 0).any(0).numpy())
     return torch.from_numpy(np.asarray(filled))[None]
 
 
-def scale_channel(channel: MetaTensor, scale: ChannelScale, inside: Tensor | None = None) -> MetaTensor:
+def scale_channel(channel: Tensor, scale: ChannelScale, inside: Tensor | None = None) -> Tensor:
     """One channel (1, ...) brought to the scale; a constant channel becomes zero under "zscore".
 
     Args:
@@ -154,17 +160,17 @@ def scale_channel(channel: MetaTensor, scale: ChannelScale, inside: Tensor | Non
     if scale.kind == "none":
         return channel
     if scale.kind == "rescale":
-        return cast(MetaTensor, ScaleIntensity(0.0, 1.0)(channel))
+        low, high = channel.min(), channel.max()
+        return (channel - low) / (high - low) if low < high else torch.zeros_like(channel)
     if scale.kind == "zscore_nonzero":
         if inside is None:
             raise ValueError("zscore_nonzero needs the mask of the object")
-        voxels = channel.as_tensor()[inside]
+        voxels = channel[inside]
         mean, std = (voxels.mean(), voxels.std(correction=0).clamp(min=1e-8)) if len(voxels) else (0.0, 1.0)
-        return cast(MetaTensor, torch.where(inside, (channel - mean) / std, torch.zeros_like(channel)))
+        return torch.where(inside, (channel - mean) / std, torch.zeros_like(channel))
     if scale.kind == "zscore":
-        return cast(MetaTensor, NormalizeIntensity()(channel))
-    low, high = ((edge - scale.mean) / scale.std for edge in (scale.low, scale.high))
-    return cast(MetaTensor, ScaleIntensityRange(scale.low, scale.high, low, high, clip=True)(channel))
+        return (channel - channel.mean()) / (channel.std(correction=0).item() or 1.0)
+    return (channel.clamp(scale.low, scale.high) - scale.mean) / scale.std
 
 
 def fit_preprocessing(

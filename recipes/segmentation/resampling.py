@@ -9,7 +9,6 @@ from typing import Any, cast
 import nibabel
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +16,7 @@ from torch.nn import functional
 from ssmvision.recipes.planning.spacing import resampled_shape
 from ssmvision.recipes.preprocessing.crop import nonzero_box
 from ssmvision.recipes.preprocessing.resize import resize_image, separate_axis
-from ssmvision.recipes.segmentation.preprocessing import Preprocessing, grid_transforms
+from ssmvision.recipes.segmentation.preprocessing import Preprocessing
 from ssmvision.recipes.segmentation.streaming import Block, Triple
 
 __all__ = ["Regrid", "RegriddedBlocks", "resample"]
@@ -67,11 +66,8 @@ class Regrid:
             return same._resized()
         if how.spacing_mm is None:
             return same
-        (spacing,) = grid_transforms(None, how.spacing_mm, "bilinear")
-        # One value stretched over the volume: the lazy transform only looks at shape and affine.
-        pending = spacing(MetaTensor(torch.zeros(1).expand(1, *turned), affine=torch.as_tensor(affine)), lazy=True)
-        target = cast(Triple, tuple(int(n) for n in pending.peek_pending_shape()))
-        found = replace(same, shape=target, affine=np.asarray(pending.peek_pending_affine(), dtype=np.float64))
+        target, new = spaced_grid(turned, affine, how.spacing_mm)
+        found = replace(same, shape=target, affine=new)
         return found if found.resamples else same
 
     def _resized(self) -> Regrid:
@@ -128,7 +124,7 @@ class Regrid:
         x, y, z = self.box
         return turned[..., x, y, z]
 
-    def forward(self, image: Tensor) -> MetaTensor:
+    def forward(self, image: Tensor) -> Tensor:
         """Image (C, X, Y, Z) float32 in stored order as it is to be scaled; `finish` comes after that.
 
         That is turned, and cut or resampled, as the rules have it.
@@ -138,9 +134,8 @@ class Regrid:
         view = view.copy() if min(view.strides) < 0 else np.ascontiguousarray(view)
         turned = torch.from_numpy(view)
         if self.how.rules == "nnunet":
-            return MetaTensor(turned, affine=torch.as_tensor(self.turned_affine))
-        data = resample(turned, self.matrix, self.shape) if self.resamples else turned
-        return MetaTensor(data, affine=torch.as_tensor(self.affine))
+            return turned
+        return resample(turned, self.matrix, self.shape) if self.resamples else turned
 
     def finish(self, scaled: Tensor) -> Tensor:
         """A scaled image (C, X, Y, Z) of `forward` on the network's grid."""
@@ -156,6 +151,32 @@ class Regrid:
 
 def _apply(array: NDArray[Any], orientation: NDArray[np.float64]) -> NDArray[Any]:
     return cast("NDArray[Any]", nibabel.orientations.apply_orientation(array, orientation))
+
+
+def spaced_grid(
+    shape: Triple, affine: NDArray[np.float64], spacing_mm: Sequence[float]
+) -> tuple[Triple, NDArray[np.float64]]:
+    """Shape and affine (4, 4) of a grid with the given voxel edges over another one, as MONAI's `Spacing` has them.
+
+    The new axes are perpendicular: those of the old grid orthogonalised in their order, which matters for a sheared one
+    alone. Both grids begin at the same corner voxel where there is one, otherwise they have a common centre.
+
+    Args:
+        shape, affine: of the other grid.
+        spacing_mm: wanted edges; what is not above 0, or is as near as `AFFINE_TOLERANCE`, is the other grid's own.
+    """
+    own, wanted = np.linalg.norm(affine[:3, :3], axis=0), np.asarray(spacing_mm, dtype=np.float64)
+    edges = np.where((wanted > 0) & (np.abs(own - wanted) > AFFINE_TOLERANCE), wanted, own)
+    axes = affine[:3, :3] @ np.linalg.inv(np.linalg.cholesky(affine[:3, :3].T @ affine[:3, :3]).T) * edges
+    corners = np.stack(np.meshgrid(*((0.0, n - 1.0) for n in shape), indexing="ij")).reshape(3, -1)
+    places = np.linalg.solve(axes, affine[:3, :3] @ corners)
+    new = np.round(np.ptp(places, axis=1) + 1.0)
+    result = np.eye(4)
+    result[:3, :3] = axes
+    first = [i for i in range(8) if np.allclose((places - places[:, i : i + 1]).min(1), 0.0)]
+    centre, new_centre = (affine[:3, :3] @ (np.array(shape) / 2), axes @ (new / 2))
+    result[:3, 3] = affine[:3, 3] + (affine[:3, :3] @ corners[:, first[0]] if first else centre - new_centre)
+    return cast(Triple, tuple(int(n) for n in new)), result
 
 
 def resample(image: Tensor, matrix: NDArray[np.float64], shape: Triple) -> Tensor:
