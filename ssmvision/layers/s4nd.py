@@ -59,7 +59,9 @@ class S4ND(nn.Module):
         transposed: (B, H, *grid) input and output, else (B, *grid, H).
         trank: rank R of the N-D kernel: the mean of R outer products.
         linear: the convolution alone.
-        kernel: "s4" ("dplr", "nplr"), "s4d" ("diag"), "dss", "ema" or "dense".
+        skip: add D times the input; not for a dense convolution.
+        kernel: "s4" ("dplr", "nplr"), "s4d" ("diag"), "dss", "ema", "tnn", "hyena" or "dense"; or what makes another
+            `AxisKernel`, called with the same arguments.
         symmetric_center: split every tap between the two lags that bound its step, so that both directions share lag 0
             and the layer is equivariant to flips (with the two directions exchanged) at every rate; else, as
             published, the causal half starts at lag 0 and the anticausal half at -1.
@@ -98,7 +100,8 @@ class S4ND(nn.Module):
         transposed: bool = True,
         trank: int = 1,
         linear: bool = True,
-        kernel: str = "dplr",
+        skip: bool = True,
+        kernel: str | Callable[..., AxisKernel] = "dplr",
         symmetric_center: bool = False,
         rate: Rates = 1.0,
         precision: Precision = "auto",
@@ -118,9 +121,10 @@ class S4ND(nn.Module):
         self.backend, self.rate = backend, self._rates(rate)
         factory: dict[str, Any] = {name: kernel_args[name] for name in ("device", "dtype") if name in kernel_args}
         # A dense convolution does not use it; checkpoints have it.
-        self.D = nn.Parameter(torch.randn(channels, d_model, **factory), requires_grad=out_channels is None)
+        D = nn.Parameter(torch.randn(channels, d_model, **factory), requires_grad=out_channels is None)
+        self.D: nn.Parameter | None = D if skip else None
         systems = channels * (out_channels or 1) * trank * (2 if bidirectional else 1)
-        build = KERNELS[kernel]
+        build = KERNELS[kernel] if isinstance(kernel, str) else kernel
         self.kernel = nn.ModuleList(build(d_model, d_state, systems, length, **kernel_args) for length in self.l_max)
         acts: dict[str, Any] = {"activation": activation, "final_act": final_act, "initializer": initializer}
         rest: dict[str, Any] = {"weight_norm": weight_norm, "dropout": dropout, "tie_dropout": tie_dropout, **factory}
@@ -244,9 +248,11 @@ class S4ND(nn.Module):
         taps = [side.unflatten(0, (self.trank, -1)) for side in sides]
         if self.trank > 1:
             taps[0] = taps[0] / self.trank
+        return AxisKernels(tuple(taps), self._centers(lengths))
+
+    def _centers(self, lengths: Sequence[int]) -> tuple[int, ...]:
         shift = 1 if self.symmetric_center else 0
-        centers = tuple(length - shift if self.bidirectional else 0 for length in lengths)
-        return AxisKernels(tuple(taps), centers)
+        return tuple(length - shift if self.bidirectional else 0 for length in lengths)
 
     def train(self, mode: bool = True) -> S4ND:
         """As of every module; kernels that were kept are forgotten."""
@@ -280,8 +286,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.get_autocast_dtype(device.type) == torch.bfloat16 else None
 
 
-def _check_names(kernel: str, precision: str) -> None:
-    if kernel not in KERNELS:
+def _check_names(kernel: str | Callable[..., AxisKernel], precision: str) -> None:
+    if isinstance(kernel, str) and kernel not in KERNELS:
         raise ValueError(f"kernel={kernel!r} is unknown; choose from {', '.join(KERNELS)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose from {', '.join(PRECISIONS)}")
@@ -319,7 +325,7 @@ def shared_kernels(
         members = [i for i, layer in enumerate(layers) if layer._form() == (bidirectional, symmetric)]
         systems = [(i, kernel) for i in members for kernel in layers[i]._systems()]
         finish = partial(two_sided, symmetric=symmetric) if bidirectional else _one_sided
-        with autocast_off(layers[0].D.device):
+        with autocast_off(systems[0][1].device):
             made = generate(
                 [kernel for _, kernel in systems],
                 [length for i in members for length in lengths[i]],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ssmvision.kernels.s4nd.discretize import inverse_positive
 from ssmvision.kernels.s4nd.linear_system import System
@@ -74,6 +75,11 @@ class AxisKernel(nn.Module, ABC):
         self.register_parameter(name, nn.Parameter(value))
         self._mark()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are now."""
+        return next(t.device for t in (*self._parameters.values(), *self._buffers.values()) if t is not None)
+
     def _mark(self) -> None:
         """The attribute by which training scripts of the S4 authors find the rules."""
         for name, rule in self.rules.items():
@@ -136,7 +142,8 @@ def generate(
         longest = max(lengths[i] for i in members)
         kind = type(kernels[members[0]])
         batch = kind.generate_batch([kernels[i] for i in members], longest, [rates[i] for i in members])
-        if all(lengths[i] == longest for i in members):
+        # Open sizes of a compiler are sliced even where they agree, so that it need not ask.
+        if all(statically_known_true(lengths[i] == longest) for i in members):
             finished = finish(batch).unbind(0)
         else:
             finished = tuple(finish(taps[..., : lengths[i]]) for taps, i in zip(batch.unbind(0), members, strict=True))

@@ -43,7 +43,7 @@ def reset_time_kernels(model: S4NDConvNeXt, dt: float = 2.0, init: str = "legs")
         if not isinstance(old, S4DKernel):
             raise ValueError(f"{type(old).__name__} has no step size to reset; use kernel='s4' or 's4d'")
         fresh = build(old.d_model, channels=old.channels, l_max=old.l_max, **args)
-        layer.kernel[0] = fresh.to(device=layer.D.device, dtype=layer.D.dtype)
+        layer.kernel[0] = fresh.to(device=old.C.device, dtype=old.C.dtype)
 
 
 def inflate_state_dict(

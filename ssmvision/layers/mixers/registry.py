@@ -24,6 +24,8 @@ TABLE: dict[str, tuple[str, str, Layout]] = {
     "s4d": ("s4d", "s4d_mixer", "map"),
     "dss": ("dss", "dss_mixer", "map"),
     "ema": ("ema", "ema_mixer", "map"),
+    "lru": ("lru", "lru_mixer", "map"),
+    "s5": ("s5", "s5_mixer", "map"),
 }
 
 

@@ -1,0 +1,150 @@
+"""Mixers of long convolutions against loops written from their papers' equations, and what holds in N dimensions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssmvision.layers.mixers import build_mixer
+
+SMALL: dict[str, dict[str, Any]] = {
+    "s4d": {"d_state": 8, "dt_min": 0.1},
+    "dss": {"d_state": 8, "dt_min": 0.1},
+    "ema": {"d_state": 4},
+    "s5": {"d_state": 8, "dt_min": 0.1},
+    "lru": {"d_state": 4},
+}
+WIDTH = 3
+
+
+def mixer(name: str, axes: int, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return build_mixer(name, WIDTH, axes, **(SMALL[name] | options)).double()
+
+
+def core(name: str, axes: int, **options: Any) -> Any:
+    return mixer(name, axes, gate="none", **options).core
+
+
+def image(*grid: int, batch: int = 2, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *grid, WIDTH, generator=generator, dtype=torch.float64)
+
+
+def complexes(t: Tensor) -> Tensor:
+    return torch.view_as_complex(t.detach().contiguous())
+
+
+def recurrence(decay: Tensor, inputs: Tensor) -> Tensor:
+    """The states x_k = decay x_{k-1} + inputs_k of (L, ...), one after the other."""
+    states, x = [], torch.zeros_like(inputs[0])
+    for v in inputs:
+        x = decay * x + v
+        states.append(x)
+    return torch.stack(states)
+
+
+def s4d_loop(layer: Any, u: Tensor) -> Tensor:
+    """Zero-order hold of x' = A x + B u, y = 2 Re(C x) + D u, for every feature."""
+    k = layer.kernel[0]
+    dt, A = torch.exp(k.inv_dt), -torch.exp(k.A_real) - 1j * k.A_imag
+    decay = torch.exp(dt * A)
+    B = (decay - 1) / A * complexes(k.B)[0]
+    x = recurrence(decay, B * u.unsqueeze(-1))
+    return 2 * (complexes(k.C)[0] * x).sum(-1).real + layer.D[0] * u
+
+
+def dss_loop(layer: Any, u: Tensor) -> Tensor:
+    """Proposition 1: K_k = w (e^z - 1) / x e^{zk}, x = A (e^{zL} - 1), with the authors' 1 / x = x* / (x x* + 1e-7)."""
+    k, length = layer.kernel[0], len(u)
+    A = -torch.exp(k.A_real) - 1j * k.A_imag
+    z = torch.exp(k.inv_dt) * A
+    x = A * (torch.exp(z * length) - 1)
+    weight = complexes(k.C)[0] * complexes(k.B)[0] * (torch.exp(z) - 1) * x.conj() / (x.abs() ** 2 + 1e-7)
+    taps = [(weight * torch.exp(z * t)).sum(-1).real for t in range(length)]
+    y = [sum(taps[t - j] * u[j] for j in range(t + 1)) for t in range(length)]
+    return torch.stack(y) + layer.D[0] * u
+
+
+def ema_loop(layer: Any, u: Tensor) -> Tensor:
+    """Equation 2 of Mega: h_t = a o (beta u_t) + (1 - a o d) o h_{t-1}, y_t = eta^T h_t / sqrt(N)."""
+    k = layer.kernel[0]
+    a, d = torch.sigmoid(k.delta)[..., 0], torch.sigmoid(k.alpha)[..., 0]
+    h = recurrence(1 - a * d, a * k.beta[..., 0] * u.unsqueeze(-1))
+    return (k.gamma * h).sum(-1) / math.sqrt(k.gamma.shape[-1]) + layer.D[0] * u
+
+
+def state_loop(layer: Any, u: Tensor, decay: Tensor, gain: Tensor) -> Tensor:
+    x = recurrence(decay, gain * (u.to(decay.dtype) @ complexes(layer.B).t()))
+    return (x @ complexes(layer.C).t()).real + layer.D * u
+
+
+def s5_loop(layer: Any, u: Tensor) -> Tensor:
+    """Equations 2 and 6 of S5; the layer's C is twice the paper's, of which half the states are stored."""
+    k = layer.states.kernel[0]
+    A = -torch.exp(k.A_real) + 1j * k.A_imag
+    decay = torch.exp(torch.exp(k.log_dt) * A)
+    return state_loop(layer, u, decay, (decay - 1) / A)
+
+
+def lru_loop(layer: Any, u: Tensor) -> Tensor:
+    """Equations 5 and 7 of LRU."""
+    k = layer.states.kernel[0]
+    decay = torch.exp(-torch.exp(k.nu_log) + 1j * torch.exp(k.theta_log))
+    torch.testing.assert_close(torch.exp(k.gamma_log), torch.sqrt(1 - decay.abs() ** 2))  # as initialized
+    return state_loop(layer, u, decay, torch.exp(k.gamma_log))
+
+
+LOOPS = {"s4d": s4d_loop, "dss": dss_loop, "ema": ema_loop, "s5": s5_loop, "lru": lru_loop}
+
+
+class TestEquations:
+    @pytest.mark.parametrize("name", LOOPS)
+    def test_one_direction_is_the_papers_recurrence(self, name: str) -> None:
+        layer, u = core(name, 1, bidirectional=False), image(13, batch=1).requires_grad_()
+        expected, got = LOOPS[name](layer, u[0]), layer(u)[0]
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+        weight = image(13, batch=1, seed=2)[0]
+        wanted = torch.autograd.grad((expected * weight).sum(), [u, layer.D])
+        grads = torch.autograd.grad((got * weight).sum(), [u, layer.D])
+        torch.testing.assert_close(grads, wanted, rtol=1e-9, atol=1e-9)
+
+
+class TestDimensions:
+    @pytest.mark.parametrize("name", LOOPS)
+    def test_axes_exchange_with_their_kernels(self, name: str) -> None:
+        module, other = mixer(name, 2), mixer(name, 2)
+        systems = next(m for m in other.modules() if hasattr(m, "kernel")).kernel
+        first, second = (dict(systems[i].state_dict()) for i in (0, 1))
+        first, second = ({k: v.clone() for k, v in state.items()} for state in (first, second))
+        systems[0].load_state_dict(second)
+        systems[1].load_state_dict(first)
+        x = image(5, 7)
+        torch.testing.assert_close(other(x.transpose(1, 2)).transpose(1, 2), module(x), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(other(x), module(x))
+
+    @pytest.mark.parametrize("axes", [1, 2, 3])
+    @pytest.mark.parametrize("name", LOOPS)
+    def test_any_size_and_memory(self, name: str, axes: int) -> None:
+        module = mixer(name, axes)
+        x = image(*(4, 1, 5)[:axes])
+        y = module(x)
+        assert y.shape == x.shape
+        strided = x.transpose(0, -1).contiguous().transpose(0, -1)
+        torch.testing.assert_close(module(strided), y)
+        assert module(x[:0]).shape == x[:0].shape
+
+    @pytest.mark.parametrize("name", LOOPS)
+    def test_autocast(self, name: str) -> None:
+        module = mixer(name, 2).float()
+        x = image(6, 5).float()
+        full = module(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x)
+        y.float().square().sum().backward()
+        assert (y - full).norm() < 0.02 * full.norm()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
