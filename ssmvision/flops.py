@@ -28,6 +28,8 @@ from ssmvision.kernels.s4nd import dplr_op, modes_op  # noqa: F401
 from ssmvision.kernels.s4nd import flops as s4nd
 from ssmvision.kernels.s4nd import op as _s4nd_op  # noqa: F401
 from ssmvision.kernels.selective_scan import flops as selective_scan
+from ssmvision.kernels.ssd import flops as ssd
+from ssmvision.kernels.ssd import op as _ssd_op  # noqa: F401
 from ssmvision.kernels.subgrids import flops as _subgrid_flops  # noqa: F401  (registers a formula of its own)
 
 __all__ = ["Count", "count", "formulas"]
@@ -91,6 +93,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
         ops.long_conv_nd: s4nd.convolution_macs,
         ops.mode_taps: s4nd.modes_macs,
         ops.s4_taps: s4nd.dplr_macs,
+        ops.ssd: ssd.forward_macs,
     }
     return {op: _doubled(formula) for op, formula in macs.items()}
 
