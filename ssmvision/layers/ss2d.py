@@ -15,17 +15,14 @@ from torch import Tensor, nn
 
 from ssmvision.kernels.depthwise_conv import depthwise_conv2d
 from ssmvision.kernels.depthwise_conv.interface import MAX_SIDE
-from ssmvision.kernels.projected_scan import projected_scan_packed
-from ssmvision.kernels.selective_scan.interface import Merge
-from ssmvision.layers.mamba import inverse_softplus_dt
 from ssmvision.layers.norm import LayerNorm
+from ssmvision.layers.routed_scan import RoutedScan, SsmInit
 from ssmvision.layers.ss2d_official import from_official_kwargs
 
 __all__ = ["SS2D", "Gate", "Scan", "SsmInit"]
 
 Scan = Literal["cross", "one_way", "two_way", "cascade"]
 Gate = Literal["silu", "linear", "none"]
-SsmInit = Literal["mamba", "normal", "uniform"]
 
 # Four routes always, so that the ablations of the scan have as many parameters as the cross scan.
 ROUTES: dict[str, tuple[str, ...]] = {
@@ -36,7 +33,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
 NUM_ROUTES = 4
 
 
-class SS2D(nn.Module):
+class SS2D(RoutedScan):
     """Projection, depthwise convolution, SiLU, selective scan along four routes, norm, gate, projection.
 
     Args:
@@ -101,12 +98,7 @@ class SS2D(nn.Module):
         self.conv2d = None
         if d_conv > 1:
             self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias, **factory)
-        width = self.dt_rank + 2 * d_state
-        self.x_proj_weight = nn.Parameter(torch.empty(NUM_ROUTES, width, inner, **factory))
-        self.dt_projs_weight = nn.Parameter(torch.empty(NUM_ROUTES, inner, self.dt_rank, **factory))
-        self.dt_projs_bias = nn.Parameter(torch.empty(NUM_ROUTES, inner, **factory))
-        self.A_logs = nn.Parameter(torch.empty(NUM_ROUTES * inner, d_state, **factory))
-        self.Ds = nn.Parameter(torch.empty(NUM_ROUTES * inner, **factory))
+        self.add_scan_parameters(NUM_ROUTES, **factory)
         self.out_norm = LayerNorm(inner, **factory)
         self.out_act = nn.GELU() if out_act else nn.Identity()
         self.out_proj = nn.Linear(inner, dim, bias=bias, **factory)
@@ -122,62 +114,17 @@ class SS2D(nn.Module):
         """
         return cls(**from_official_kwargs(kwargs))
 
-    @torch.no_grad()
-    def reset_ssm_parameters(self, init: SsmInit = "mamba") -> None:
-        """Fresh state-space parameters; see the class for `init`."""
-        bound = self.d_inner**-0.5  # that of a linear layer
-        nn.init.uniform_(self.x_proj_weight, -bound, bound)
-        nn.init.ones_(self.Ds)
-        if init == "mamba":
-            rates = torch.arange(1, self.d_state + 1, dtype=torch.float32).log()
-            self.A_logs.copy_(rates.expand_as(self.A_logs))
-            nn.init.uniform_(self.dt_projs_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            biases = inverse_softplus_dt(self.dt_projs_bias.numel(), device=self.dt_projs_bias.device)
-            self.dt_projs_bias.copy_(biases.view_as(self.dt_projs_bias))
-            return
-        if init == "normal":
-            nn.init.normal_(self.A_logs)
-        else:
-            nn.init.zeros_(self.A_logs)
-        for parameter in (self.dt_projs_weight, self.dt_projs_bias):
-            if init == "normal":
-                nn.init.normal_(parameter, std=0.1)
-            else:
-                nn.init.uniform_(parameter, 0.0, 0.1)
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that Mamba's authors exclude from weight decay: A_logs, Ds and the step-size biases."""
-        return {"A_logs", "Ds", "dt_projs_bias"}
-
     def extra_repr(self) -> str:
         """The layer's settings, for `print`."""
         return (
             f"dim={self.dim}, d_state={self.d_state}, dt_rank={self.dt_rank}, scan={self.scan_mode}, gate={self.gate}"
         )
 
-    def _scan_routes(self, u: Tensor, routes: tuple[str, ...], merge: Merge, first: int = 0) -> Tensor:
-        """Scan u (B, *grid, E) with the parameters of the routes from `first` on."""
-        own = slice(first, first + len(routes))
-        # Projecting each position is the same before and after it is put in a route's order.
-        projected = F.linear(u, self.x_proj_weight[own].flatten(0, 1)).unflatten(-1, (len(routes), -1))
-        a_logs = self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))
-        return projected_scan_packed(
-            u,
-            projected,
-            self.dt_projs_weight[own],
-            -torch.exp(a_logs).unflatten(0, (NUM_ROUTES, -1))[own],
-            self.Ds.unflatten(0, (NUM_ROUTES, -1))[own],
-            self.dt_projs_bias[own],
-            routes=routes,
-            merge=merge,
-            backend=self.backend,
-        )
-
     def _cascade(self, u: Tensor) -> Tensor:
         """Rows of u (B, H, W, E), then columns; each normed first, without weights."""
         for first in (0, 2):
             lines = F.layer_norm(u, (self.d_inner,))
-            forward, backward = self._scan_routes(lines.flatten(0, 1), ("forward", "backward"), "none", first).unbind(1)
+            forward, backward = self.scan_routes(lines.flatten(0, 1), ("forward", "backward"), "none", first).unbind(1)
             # Official weights were trained with the backward outputs left in their own order.
             u = (forward + backward.flip(1)).unflatten(0, lines.shape[:2]).transpose(1, 2)
         return u
@@ -186,7 +133,7 @@ class SS2D(nn.Module):
         """The scan alone: (B, H, W, E) -> (B, H, W, E), the sum over the routes."""
         if self.scan_mode == "cascade":
             return self._cascade(u)
-        return self._scan_routes(u, ROUTES[self.scan_mode], "sum")
+        return self.scan_routes(u, ROUTES[self.scan_mode], "sum")
 
     def _convolve(self, x: Tensor) -> Tensor:
         if self.conv2d is None:

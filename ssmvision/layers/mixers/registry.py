@@ -26,6 +26,14 @@ TABLE: dict[str, tuple[str, str, Layout]] = {
     "ema": ("ema", "ema_mixer", "map"),
     "lru": ("lru", "lru_mixer", "map"),
     "s5": ("s5", "s5_mixer", "map"),
+    "s6": ("s6", "S6", "map"),
+    "ssd": ("ssd", "SSD", "map"),
+    "vssd": ("vssd", "VSSD", "map"),
+    "hgrn": ("hgrn", "HGRN", "map"),
+    "biwkv": ("biwkv", "BiWKV", "map"),
+    "attention": ("attention", "GlobalAttention", "map"),
+    "window_attention": ("window_attention", "WindowAttention", "map"),
+    "dwconv": ("dwconv", "DepthwiseMixer", "map"),
 }
 
 
