@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssmvision.layers.layouts import BlockPlan
-from ssmvision.layers.mixer_block import MixerBlock
+from ssmvision.layers.mixer_block import MixerBlock, SharedAttention
 from ssmvision.layers.mixers.registry import MixerLike
 from ssmvision.layers.norm import LayerNorm
 from ssmvision.layers.s4nd_blocks import patch_conv
@@ -33,7 +33,7 @@ class BlockSettings:
     mixer_args: dict[str, Any] = field(default_factory=dict)
     channel_mixer: str = "mlp"
     channel_mixer_args: dict[str, Any] = field(default_factory=dict)
-    layout_args: dict[str, Any] = field(default_factory=dict)
+    layout_args: dict[str | None, Any] = field(default_factory=dict)
 
     def block(self, dim: int, spatial_dims: int, plan: BlockPlan, drop_path: float) -> MixerBlock:
         """A block as its plan says."""
@@ -43,7 +43,18 @@ class BlockSettings:
         channel_mixer, channel_options = self.channel_mixer, self.channel_mixer_args
         if plan.channel_mixer is not None:
             channel_mixer, channel_options = plan.channel_mixer, self.layout_args.get(plan.channel_mixer, {})
-        return MixerBlock(dim, spatial_dims, mixer, channel_mixer, options, channel_options, drop_path)
+        return MixerBlock(
+            dim,
+            spatial_dims,
+            mixer,
+            channel_mixer,
+            options,
+            channel_options,
+            beside=plan.beside,
+            beside_args=self.layout_args.get(plan.beside, {}),
+            takes_shared=plan.shared,
+            drop_path=drop_path,
+        )
 
 
 class PatchConv(nn.Module):
@@ -99,33 +110,45 @@ class SSMStage(nn.Module):
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.ModuleList(settings.block(dim, spatial_dims, step, rate) for step, rate in plan)
+        self.shared: SharedAttention | None = None
+        if any(step.shared for step, _ in plan):
+            self.shared = SharedAttention(dim, spatial_dims, settings.layout_args.get("attention", {}))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self.downsample(x)
+        x = start = self.downsample(x)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self._run(block, x, start)
         return x
 
     def outputs(self, x: Tensor, blocks: int) -> list[Tensor]:
         """The maps after each of the first `blocks` blocks."""
-        x = self.downsample(x)
+        x = start = self.downsample(x)
         outputs = []
         for block in self.blocks[:blocks]:
-            x = self._run(block, x)
+            x = self._run(block, x, start)
             outputs.append(x)
         return outputs
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, start: Tensor) -> Tensor:
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        out: Tensor = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        given = (block, x, start)
+        out: Tensor = checkpoint(self._step, *given, use_reentrant=False) if recompute else self._step(*given)
+        return out
+
+    def _step(self, block: nn.Module, x: Tensor, start: Tensor) -> Tensor:
+        takes = isinstance(block, MixerBlock) and block.from_shared is not None
+        out: Tensor = block(x, self.shared(x, start)) if self.shared is not None and takes else block(x)
         return out
 
     def shorten(self, blocks: int) -> None:
-        """Keep the first `blocks` blocks."""
+        """Keep the first `blocks` blocks, and the shared attention if one of them takes it."""
         self.blocks = self.blocks[:blocks]
+        if not any(isinstance(block, MixerBlock) and block.from_shared is not None for block in self.blocks):
+            self.shared = None
 
     def channel_mixers(self) -> list[nn.Module]:
         """Those of all blocks that have one."""
         mixers = [block.channel_mixer for block in self.blocks if isinstance(block, MixerBlock)]
+        mixers.append(None if self.shared is None else self.shared.mlp)
         return [mixer for mixer in mixers if mixer is not None]

@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ssmvision.layers.channel_mixers.moe import auxiliary_loss
-from ssmvision.layers.layouts import plan_blocks
+from ssmvision.layers.layouts import check_layout_args, plan_blocks
 from ssmvision.layers.mixers.registry import MixerLike
 from ssmvision.layers.norm import LayerNorm
 from ssmvision.layers.s4nd import set_rate
@@ -128,8 +128,9 @@ class SSMNetwork(nn.Module):
         self, depths: Sequence[int], dims: Sequence[int], layout: str, blocks: BlockSettings, drop_path_rate: float
     ) -> list[SSMStage]:
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        stages = []
-        for s, plan in enumerate(plan_blocks(layout, depths)):
+        stages, plans = [], plan_blocks(layout, depths)
+        check_layout_args(layout, plans, blocks.layout_args)
+        for s, plan in enumerate(plans):
             down = PatchConv(dims[s - 1], dims[s], (2,) * self.spatial_dims, norm_first=True) if s else nn.Identity()
             settings = [(step, next(rates)) for step in plan]
             stages.append(SSMStage(dims[s], self.spatial_dims, down, blocks, settings))
@@ -311,6 +312,7 @@ class SSMNetwork(nn.Module):
         fine = [
             (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.shared", (99999,)),
             (r"^norm", (99999,)),
         ]
         stages = [(r"^stages\.(\d+)", None), fine[-1]]
