@@ -100,11 +100,18 @@ def _forward_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     n_routes, channels, states = A.shape
-    grid = tuple(int(size) for size in projected.shape[1:-2])  # a compiler takes sizes for constants: kernels do too
-    count = saved_states(tuple(routes.split(",")), grid, int(states)) if save_states else 0
+    count = _saved_count(projected, routes, states) if save_states else 0
     shape = (projected.shape[0], n_routes, count, states, channels)
     saved = x.new_empty(shape, dtype=compute_dtype(x, projected))
     return x.new_empty(_out_shape(x, projected, channels, merge)), saved
+
+
+def _saved_count(projected: Tensor, routes: str, states: int) -> int | torch.SymInt:
+    """States saved of each route; where a compiler leaves the grid open, a number that only running the scan tells."""
+    grid = tuple(projected.shape[1:-2])
+    if any(isinstance(size, torch.SymInt) for size in grid):
+        return torch.library.get_ctx().new_dynamic_size()
+    return saved_states(tuple(routes.split(",")), grid, int(states))
 
 
 def _gradients(

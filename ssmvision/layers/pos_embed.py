@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ssmvision.layers.class_token import ClassToken, class_token_rows, insert_class_tokens, split_class_tokens
 
@@ -49,7 +50,8 @@ def resample_pos_embed(
             f"position embedding has {pos_embed.shape[1]} rows, a {old_grid[0]}x{old_grid[1]} grid with "
             f"{len(old_rows)} class token(s) needs {expected}"
         )
-    if old_grid == new_grid:
+    # An open size of a compiler is resampled even where it agrees, which changes nothing, so that it need not ask.
+    if all(statically_known_true(old == new) for old, new in zip(old_grid, new_grid, strict=True)):
         return pos_embed
     new_rows = class_token_rows(class_token, new_grid[0] * new_grid[1])
     if rule == "official":

@@ -22,6 +22,8 @@ from ssmvision.layers.s4nd_kernel import stack
 
 __all__ = ["S4Kernel"]
 
+FIT_FIRST = "S4's kernels are fitted to the first input's size: run the network once before it is compiled or exported"
+
 
 class S4Kernel(S4DKernel):
     """Kernel of S4: A = diag(A) - P P^*, discretized by the bilinear rule.
@@ -68,7 +70,7 @@ class S4Kernel(S4DKernel):
         return [*super()._tensors(), ("P", self.P)]
 
     # The lengths of a network's inputs change its parametrization, not its graph.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason=FIT_FIRST)  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _fit(self, length: int) -> None:
         """Multiply C by I - dA^length; or, where that was done for a shorter kernel, double it until it suffices."""
