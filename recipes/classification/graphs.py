@@ -38,9 +38,7 @@ def graph_network(network: nn.Module, shape: Sequence[int], device: torch.device
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"trainer.cuda_graph: {type(network).__name__} cannot be recorded ({reason}); give false"
-        ) from error
+        raise UserError(f"trainer.cuda_graph: the network cannot be recorded ({reason}); give false") from error
 
 
 class GraphedNetwork(Callback):
@@ -58,4 +56,4 @@ class GraphedNetwork(Callback):
         """Before the first step; a checkpoint is loaded by then."""
         assert isinstance(pl_module, ClassificationModule)
         pl_module.network.train()
-        graph_network(pl_module.network, self.shape, pl_module.device, self.precision)
+        graph_network(pl_module.step_network, self.shape, pl_module.device, self.precision)

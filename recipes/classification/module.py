@@ -13,6 +13,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from ssmvision.recipes.classification.auxiliary import WithAuxiliaryLoss
 from ssmvision.recipes.classification.config import AugmentConfig, TrainerConfig
 from ssmvision.recipes.classification.optimization import make_optimizer
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module
@@ -36,6 +37,7 @@ class ClassificationModule(FiniteModule):
         cases: validation pictures over all processes.
 
     Attributes:
+        step_network: what a training step calls.
         validation: "loss", "accuracy" and "balanced_accuracy" of the latest validation.
 
     Shape:
@@ -63,6 +65,8 @@ class ClassificationModule(FiniteModule):
                 num_classes=classes,
             )
         self.soft_loss = SoftTargetCrossEntropy()
+        self.step_network: WithAuxiliaryLoss
+        object.__setattr__(self, "step_network", WithAuxiliaryLoss(network))  # its weights are the network's
         self._rows: list[list[float]] = []
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
@@ -70,9 +74,12 @@ class ClassificationModule(FiniteModule):
         image, label = batch["image"], batch["label"]
         if self.mix is not None:
             image, soft = self.mix(image, label)
-            loss: Tensor = self.soft_loss(self.network(image).float(), soft)
+            logits, *own = self.step_network(image)
+            loss: Tensor = self.soft_loss(logits.float(), soft)
         else:
-            loss = F.cross_entropy(self.network(image).float(), label, label_smoothing=self.config.label_smoothing)
+            logits, *own = self.step_network(image)
+            loss = F.cross_entropy(logits.float(), label, label_smoothing=self.config.label_smoothing)
+        loss = sum(own, loss)
         if not bool(torch.isfinite(loss)):
             self.stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, image))
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
