@@ -22,6 +22,7 @@ from ssmvision.layers.s4nd_dense import DenseKernel
 from ssmvision.layers.s4nd_diagonal import S4DKernel
 from ssmvision.layers.s4nd_dplr import S4Kernel
 from ssmvision.layers.s4nd_ema import EMAKernel
+from ssmvision.layers.s4nd_implicit import HyenaKernel, TNNKernel
 from ssmvision.layers.s4nd_kernel import AxisKernel, generate
 from ssmvision.layers.s4nd_optim import param_groups
 from ssmvision.layers.s4nd_output import PointwiseOutput
@@ -34,6 +35,8 @@ KERNELS: dict[str, Callable[..., AxisKernel]] = {
     **dict.fromkeys(("s4d", "diag"), S4DKernel),
     "dss": lambda *args, **kwargs: S4DKernel(*args, disc="dss", **kwargs),
     "ema": EMAKernel,
+    "tnn": TNNKernel,
+    "hyena": HyenaKernel,
     "dense": DenseKernel,
 }
 # Arguments of the authors' class without any effect there.
@@ -125,6 +128,12 @@ class S4ND(nn.Module):
         self.D: nn.Parameter | None = D if skip else None
         systems = channels * (out_channels or 1) * trank * (2 if bidirectional else 1)
         build = KERNELS[kernel] if isinstance(kernel, str) else kernel
+        if getattr(build, "signed_lags", False):
+            if symmetric_center:
+                raise ValueError(
+                    f"symmetric_center splits integrated taps; those of {kernel!r} lie at their lags already"
+                )
+            kernel_args["two_sided"] = bidirectional
         self.kernel = nn.ModuleList(build(d_model, d_state, systems, length, **kernel_args) for length in self.l_max)
         acts: dict[str, Any] = {"activation": activation, "final_act": final_act, "initializer": initializer}
         rest: dict[str, Any] = {"weight_norm": weight_norm, "dropout": dropout, "tie_dropout": tie_dropout, **factory}
@@ -234,7 +243,10 @@ class S4ND(nn.Module):
     def _stamp(self) -> tuple[Any, ...]:
         """Changes whenever a parameter does."""
         # Asked at every call, and a walk over modules takes longer than a small convolution.
-        held = [(*kernel._parameters.values(), *kernel._buffers.values()) for kernel in self._systems()]
+        held = [
+            (*kernel._parameters.values(), *kernel._buffers.values(), *(kernel.parameters() if kernel._modules else ()))
+            for kernel in self._systems()
+        ]
         tensors = [t for members in held for t in members if t is not None]
         if any(t.is_inference() for t in tensors):
             return (object(),)  # their changes cannot be seen: never equal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class AxisKernel(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the parameters are now."""
-        return next(t.device for t in (*self._parameters.values(), *self._buffers.values()) if t is not None)
+        return next(t.device for t in chain(self.parameters(), self.buffers()))
 
     def _mark(self) -> None:
         """The attribute by which training scripts of the S4 authors find the rules."""

@@ -302,7 +302,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"kernel": "hyena"}, "choose from s4, nplr"),
+            ({"kernel": "monarch"}, "choose from s4, nplr"),
             ({"l_max": (8, 6, 4), "dim": 2}, "1, 2 or 3 axes"),
             ({"l_max": 8, "dim": None}, "dim=None needs a sequence"),
             ({"l_max": 0, "dim": 2}, "l_max must be at least 1"),

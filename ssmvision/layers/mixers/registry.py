@@ -26,6 +26,8 @@ TABLE: dict[str, tuple[str, str, Layout]] = {
     "ema": ("ema", "ema_mixer", "map"),
     "lru": ("lru", "lru_mixer", "map"),
     "s5": ("s5", "s5_mixer", "map"),
+    "tnn": ("tnn", "tnn_mixer", "map"),
+    "hyena": ("hyena", "hyena_mixer", "map"),
     "s6": ("s6", "S6", "map"),
     "ssd": ("ssd", "SSD", "map"),
     "vssd": ("vssd", "VSSD", "map"),

@@ -17,6 +17,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ema": {"d_state": 4},
     "s5": {"d_state": 8, "dt_min": 0.1},
     "lru": {"d_state": 4},
+    "tnn": {"rpe_width": 5, "rpe_layers": 2},
+    "hyena": {"filter_width": 6, "bands": 2, "reference": 9},
 }
 WIDTH = 3
 
@@ -99,7 +101,45 @@ def lru_loop(layer: Any, u: Tensor) -> Tensor:
     return state_loop(layer, u, decay, torch.exp(k.gamma_log))
 
 
-LOOPS = {"s4d": s4d_loop, "dss": dss_loop, "ema": ema_loop, "s5": s5_loop, "lru": lru_loop}
+def tnn_loop(layer: Any, u: Tensor) -> Tensor:
+    """Equations 7 and 9 of TNN, entry by entry of the Toeplitz matrix; the MLP as listed in its appendix."""
+    k, length = layer.kernel[0], len(u)
+    first, *blocks = k.network
+    y = []
+    for i in range(length):
+        total = torch.zeros_like(u[0])
+        for j in range(length if layer.bidirectional else i + 1):
+            x = first.weight[:, 0] * (i - j) + first.bias
+            for norm, linear in zip(blocks[::3], blocks[2::3], strict=True):
+                x = (x - x.mean()) / torch.sqrt(x.var(correction=0) + norm.eps)
+                x = linear.weight @ torch.relu(norm.weight * x + norm.bias) + linear.bias
+            total = total + 0.99 ** abs(i - j) * x * u[j]
+        y.append(total)
+    return torch.stack(y)
+
+
+def hyena_loop(layer: Any, u: Tensor) -> Tensor:
+    """The filter of section 3.3, lag by lag: 1 % of the window is left at 1.5 (first feature) to 0.3 references."""
+    k, length = layer.kernel[0], len(u)
+    decay = math.log(100) / torch.tensor([1.5, 2 / (1 / 1.5 + 1 / 0.3), 0.3], dtype=u.dtype)
+    y = []
+    for i in range(length):
+        total = layer.D[0] * u[i]
+        for j in range(length if layer.bidirectional else i + 1):
+            t = (i - j) / 9
+            turns = [2 * math.pi * f * t for f in (1e-4, 1.0)]
+            x = torch.tensor([t, *map(math.cos, turns), *(-math.sin(a) for a in turns)], dtype=u.dtype)
+            for linear in k.network.hidden:
+                x = torch.sin(10 * (linear.weight @ x + linear.bias))
+            total = total + (torch.exp(-abs(t) * decay) + 0.05) * (k.network.out.weight @ x) * u[j]
+        y.append(total)
+    return torch.stack(y)
+
+
+LOOPS = {
+    **{"s4d": s4d_loop, "dss": dss_loop, "ema": ema_loop, "s5": s5_loop, "lru": lru_loop},
+    **{"tnn": tnn_loop, "hyena": hyena_loop},
+}
 
 
 class TestEquations:
@@ -109,15 +149,22 @@ class TestEquations:
         expected, got = LOOPS[name](layer, u[0]), layer(u)[0]
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
         weight = image(13, batch=1, seed=2)[0]
-        wanted = torch.autograd.grad((expected * weight).sum(), [u, layer.D])
-        grads = torch.autograd.grad((got * weight).sum(), [u, layer.D])
-        torch.testing.assert_close(grads, wanted, rtol=1e-9, atol=1e-9)
+        wanted = torch.autograd.grad((expected * weight).sum(), [u, *layer.parameters()], allow_unused=True)
+        grads = torch.autograd.grad((got * weight).sum(), [u, *layer.parameters()])
+        for name_, grad, want in zip(["u", *dict(layer.named_parameters())], grads, wanted, strict=True):
+            if want is not None:
+                torch.testing.assert_close(grad, want, rtol=1e-8, atol=1e-8, msg=name_)
+
+    @pytest.mark.parametrize("name", ["tnn", "hyena"])
+    def test_both_directions_are_one_function_of_the_signed_lag(self, name: str) -> None:
+        layer, u = core(name, 1), image(7, batch=1)
+        torch.testing.assert_close(layer(u)[0], LOOPS[name](layer, u[0]), rtol=1e-10, atol=1e-10)
 
 
 class TestDimensions:
     @pytest.mark.parametrize("name", LOOPS)
     def test_axes_exchange_with_their_kernels(self, name: str) -> None:
-        module, other = mixer(name, 2), mixer(name, 2)
+        module, other = mixer(name, 2, gate="none"), mixer(name, 2, gate="none")
         systems = next(m for m in other.modules() if hasattr(m, "kernel")).kernel
         first, second = (dict(systems[i].state_dict()) for i in (0, 1))
         first, second = ({k: v.clone() for k, v in state.items()} for state in (first, second))
