@@ -87,8 +87,11 @@ class MixtureOfExperts(nn.Module):
         places = torch.full((len(experts) * block,), len(tokens), device=rows.device)
         places = places.scatter(0, rows.flatten(), torch.arange(rows.numel(), device=rows.device) // self.top_k)
         sorted_tokens = F.pad(tokens, (0, 0, 0, 1)).index_select(0, places).unflatten(0, (-1, block))
-        hidden = torch.bmm(sorted_tokens, self.weight1[experts]) + self.bias1[experts]
-        said = torch.bmm(F.gelu(hidden), self.weight2[experts]) + self.bias2[experts]
+        weight1, bias1, weight2, bias2 = (
+            parameter.index_select(0, experts) for parameter in (self.weight1, self.bias1, self.weight2, self.bias2)
+        )
+        hidden = F.gelu(torch.baddbmm(bias1, sorted_tokens, weight1))
+        said = torch.baddbmm(bias2, hidden, weight2)
         return said.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
     def __getstate__(self) -> dict[str, Any]:
