@@ -26,7 +26,7 @@ from ssmvision.recipes.classification.data import (
     training_loader,
     whole_loader,
 )
-from ssmvision.recipes.classification.sources import ArrayReader, Chosen, Pictures
+from ssmvision.recipes.classification.pictures import ArrayReader, Chosen, Pictures
 from ssmvision.recipes.segmentation.batches import SharedCases, StepBatches
 
 __all__ = [

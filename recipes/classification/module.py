@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import recall_score
 from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from ssmvision.recipes.classification.auxiliary import WithAuxiliaryLoss
@@ -20,9 +19,19 @@ from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module
 from ssmvision.recipes.segmentation.ranks import gather_cases, mean_over_ranks
 from ssmvision.recipes.training.module import FiniteModule
 
-__all__ = ["ClassificationModule"]
+__all__ = ["ClassificationModule", "class_weights"]
 
 Batch = dict[str, Tensor]
+
+
+def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
+    """(classes,) float32 in inverse proportion to a class's pictures, 1 on average over the pictures.
+
+    A class without pictures gets 0.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = np.divide(len(labels), counts * np.count_nonzero(counts), out=np.zeros(classes), where=counts > 0)
+    return torch.from_numpy(weights).float()
 
 
 class ClassificationModule(FiniteModule):
@@ -35,6 +44,7 @@ class ClassificationModule(FiniteModule):
         classes: number of classes.
         steps_per_epoch: that the schedule counts.
         cases: validation pictures over all processes.
+        class_weights: (classes,) factors of the loss, see `class_weights`; None: none.
 
     Attributes:
         step_network: what a training step calls.
@@ -52,6 +62,7 @@ class ClassificationModule(FiniteModule):
         classes: int,
         steps_per_epoch: int,
         cases: int,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__(network, config.ema_decay, config.lr, config.gradient_clip)
         self.config, self.steps_per_epoch, self.cases = config, steps_per_epoch, cases
@@ -64,7 +75,8 @@ class ClassificationModule(FiniteModule):
                 label_smoothing=config.label_smoothing,
                 num_classes=classes,
             )
-        self.soft_loss = SoftTargetCrossEntropy()
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.step_network: WithAuxiliaryLoss
         object.__setattr__(self, "step_network", WithAuxiliaryLoss(network))  # its weights are the network's
         self._rows: list[list[float]] = []
@@ -75,10 +87,15 @@ class ClassificationModule(FiniteModule):
         if self.mix is not None:
             image, soft = self.mix(image, label)
             logits, *own = self.step_network(image)
-            loss: Tensor = self.soft_loss(logits.float(), soft)
+            loss = F.cross_entropy(logits.float(), soft, self.class_weights)
         else:
+            smoothing = self.config.label_smoothing
             logits, *own = self.step_network(image)
-            loss = F.cross_entropy(logits.float(), label, label_smoothing=self.config.label_smoothing)
+            # Not torch's weighted mean, which is over the weights of a process's own share of the batch.
+            total = F.cross_entropy(
+                logits.float(), label, self.class_weights, label_smoothing=smoothing, reduction="sum"
+            )
+            loss = total / len(label)
         loss = sum(own, loss)
         if not bool(torch.isfinite(loss)):
             self.stop(f"loss is {loss.item()}", first_nonfinite_module(self.network, image))

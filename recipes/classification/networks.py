@@ -1,38 +1,37 @@
-"""Networks by timm's names: made for the data at hand, started from other weights, saved as timm reads them."""
+"""Networks by timm's names: made for the data at hand, and saved as timm and the Hugging Face hub read them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import save
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 import ssmvision.models  # noqa: F401  (registers ours)
 from ssmvision.errors import UserError
+from ssmvision.hub import Card, load_pretrained, save_pretrained
 from ssmvision.recipes.classification.config import ModelConfig
 from ssmvision.recipes.classification.data import Scale
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.weights import load_weights
-from ssmvision.recipes.segmentation.writing import write_bytes
 
 __all__ = [
-    *("MODEL", "SavedModel", "Spec", "build", "count_all", "count_parameters", "open_model", "probabilities"),
-    *("save_model", "start_from"),
+    *("CONFIG", "MODEL", "SavedModel", "Spec", "build", "count_all", "create", "open_model", "probabilities"),
+    *("save_model", "start_from", "weights_file"),
 ]
 
-# Folder in a run folder, and its files' names, which are timm's and the Hugging Face hub's.
+# Folder in a run folder, and the names of its files, which are the hub's.
 MODEL, WEIGHTS, CONFIG = "model", "model.safetensors", "config.json"
-FORMAT = 1
+# Classes that a model's card lists, at most.
+NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -62,39 +61,58 @@ class SavedModel:
 
 
 def build(config: ModelConfig, classes: tuple[str, ...], scale: Scale) -> tuple[nn.Module, Spec]:
-    """A network for pictures of this size and these channels, with weights from torch's global generator.
+    """A network for pictures of this size and these channels.
+
+    Its weights are from torch's global generator, or with `pretrained` those that timm has, adapted by it.
 
     Raises:
-        UserError: timm has no such model, or it does not take these arguments or this size.
+        UserError: timm has no such model, or it does not take these arguments or this size; or timm has no weights for
+            it, or cannot fetch them.
     """
     if not timm.is_model(config.name):
         close = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:4])
         raise UserError(f"model.name: timm has no {config.name!r}{f'; it has {close}' if close else ''}")
+    if config.pretrained:
+        _check_pretrained(config.name)
     arguments: dict[str, Any] = {"num_classes": len(classes), "in_chans": len(scale.mean), **config.arguments}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
     sized = arguments | {"img_size": list(scale.size)}
     try:
-        network = create(config.name, sized)
+        network = create(config.name, sized, config.pretrained)
         arguments = sized
     except TypeError as error:
         if "img_size" not in str(error):
             raise UserError(f"model.arguments: {config.name} refuses them ({error}); correct the names") from error
-        network = create(config.name, arguments)  # takes pictures of any size
-    return network, Spec(config.name, arguments, classes, scale)
+        network = create(config.name, arguments, config.pretrained)  # takes pictures of any size
+    return network, Spec(config.name.partition(".")[0], arguments, classes, scale)
 
 
-def create(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _check_pretrained(name: str) -> None:
+    architecture = name.partition(".")[0]
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if name not in tags and not (name == architecture and tags):
+        known = f"; it has {', '.join(tags[:4])}" if tags else ""
+        raise UserError(f"model.pretrained: timm has no weights of {name}{known}; give a model.checkpoint or false")
+
+
+def create(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
     """`timm.create_model` with lists of a file as tuples, and its refusals as ours."""
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()
     }
     try:
-        return timm.create_model(name, **given)
+        return timm.create_model(name, pretrained=pretrained, **given)
     except (ValueError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"model: {name} cannot be built with {arguments} ({reason}); correct model.arguments"
+        ) from error
+    except (OSError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.pretrained: timm cannot fetch the weights of {name} ({reason}); where there is no network, give "
+            "model.checkpoint: a .safetensors file, or a folder with model.safetensors and config.json"
         ) from error
 
 
@@ -114,7 +132,7 @@ def start_from(network: nn.Module, path: Path) -> str:
     Raises:
         UserError: a pickle, a damaged file, or weights of another network.
     """
-    tensors = load_weights(_weights_file(path))
+    tensors = load_weights(weights_file(path))
     family = sys.modules[type(network).__module__]
     entry = sys.modules[timm.model_entrypoint(_architecture(network)).__module__]
     convert = getattr(entry, "checkpoint_filter_fn", None) or getattr(family, "checkpoint_filter_fn", None)
@@ -139,7 +157,8 @@ def start_from(network: nn.Module, path: Path) -> str:
     return f"{len(taken)} tensors of {path.name}" + (f", new: {', '.join(fresh)}" if fresh else "")
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The weights of a run folder, of the folder of a saved model, or the file itself."""
     places = (path / MODEL / WEIGHTS, path / WEIGHTS)
     return next((place for place in places if place.is_file()), places[0]) if path.is_dir() else path
 
@@ -165,16 +184,14 @@ def _adapt_channels(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def save_model(folder: Path, network: nn.Module, spec: Spec, training: dict[str, Any]) -> Path:
-    """Writes the weights (float32) and their description atomically, the description last; returns the folder.
+    """Writes weights, description and card as `hub.save_pretrained` does; returns the folder.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it, as does a hub to which it is uploaded.
+    The network's `pretrained_cfg`, which timm made for other weights, becomes that of these.
     """
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    content = save(state)
-    known = cast(dict[str, Any], network.pretrained_cfg)
-    scale = spec.scale
-    preprocessing = {
-        "input_size": [len(scale.mean), *scale.size],
+    known, scale = cast(dict[str, Any], network.pretrained_cfg), spec.scale
+    described = {
+        "architecture": spec.name.partition(".")[0],
+        "input_size": (len(scale.mean), *scale.size),
         "fixed_input_size": "img_size" in spec.arguments,
         "interpolation": "bilinear",
         "crop_pct": 1.0,
@@ -184,23 +201,26 @@ def save_model(folder: Path, network: nn.Module, spec: Spec, training: dict[str,
         "num_classes": len(spec.classes),
         **{key: known.get(key) for key in ("pool_size", "first_conv", "classifier")},
     }
-    description = {
-        "architecture": spec.name,
-        "num_classes": len(spec.classes),
-        "num_features": getattr(network, "num_features", None),
+    entries = {
         "label_names": spec.classes,
-        "model_args": spec.arguments,
-        "pretrained_cfg": preprocessing,
-        "ssmvision": {
-            "format": FORMAT,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "training": training,
-            "versions": {"python": platform.python_version(), **{n: version(n) for n in ("torch", "timm", "numpy")}},
-        },
+        "training": training,
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("torch", "timm", "numpy")}},
     }
-    write_bytes(folder / WEIGHTS, content)
-    write_bytes(folder / CONFIG, json.dumps(description, indent=2) + "\n")
-    return folder
+    cast(Any, network).pretrained_cfg = described
+    return save_pretrained(network, folder, _card(spec, training), model_args=spec.arguments, entries=entries)
+
+
+def _card(spec: Spec, training: dict[str, Any]) -> Card:
+    shown = ", ".join(spec.classes[:NAMED]) + (", ..." if len(spec.classes) > NAMED else "")
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in training.get("validation", {}).items())
+    return Card(
+        description=f"Tells {len(spec.classes)} classes of pictures apart: {shown}.",
+        notes=("Not a medical device. Pictures of another source may be classified far worse.",),
+        facts={
+            "input": f"{'x'.join(str(n) for n in spec.scale.size)} pixels, {len(spec.scale.mean)} channel(s)",
+            **({"on its validation pictures": scores} if scores else {}),
+        },
+    )
 
 
 def open_model(run: Path) -> SavedModel:
@@ -212,34 +232,19 @@ def open_model(run: Path) -> SavedModel:
     Raises:
         UserError: missing, damaged or unsuitable files, with their digest checked.
     """
-    folder = run / MODEL
-    path = folder / CONFIG
+    path = run / MODEL / CONFIG
     description = read_json(path, "give the run folder of a finished `ssmvision classify train`")
     try:
-        own, seen = description["ssmvision"], description["pretrained_cfg"]
-        if own["format"] != FORMAT:
-            raise UserError(f"{path}: format is {own['format']!r}, this version reads {FORMAT}; train again")
+        seen = description["pretrained_cfg"]
         size = (int(seen["input_size"][1]), int(seen["input_size"][2]))
         fit = "crop" if seen["crop_mode"] == "center" else "squash"
         scale = Scale(size, tuple(seen["mean"]), tuple(seen["std"]), cast(Any, fit))
         classes = tuple(str(name) for name in description["label_names"])
         spec = Spec(str(description["architecture"]), dict(description["model_args"]), classes, scale)
-        digest, training = str(own["sha256"]), dict(own["training"])
+        training = dict(description["training"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: unusable entry ({type(error).__name__}: {error}); restore the saved file") from None
-    tensors = load_weights(folder / WEIGHTS, digest)
-    network = create(spec.name, spec.arguments)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / WEIGHTS}: {reason}; use the {CONFIG} saved with these weights") from None
-    return SavedModel(network.eval().requires_grad_(False), spec, training)
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Trainable numbers."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return SavedModel(load_pretrained(run / MODEL).requires_grad_(False), spec, training)
 
 
 def count_all(network: nn.Module) -> int:

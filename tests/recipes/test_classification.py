@@ -20,7 +20,6 @@ from torchmetrics.functional.classification import multiclass_auroc, multiclass_
 
 from ssmvision.cli import main
 from ssmvision.errors import UserError
-from ssmvision.recipes.classification import sources
 from ssmvision.recipes.classification.config import (
     AugmentConfig,
     ClassifyTrainConfig,
@@ -36,12 +35,18 @@ from ssmvision.recipes.classification.data import (
     open_data,
 )
 from ssmvision.recipes.classification.metrics import Outcome, score
+from ssmvision.recipes.classification.module import class_weights
 from ssmvision.recipes.classification.networks import build, open_model, save_model, start_from
 from ssmvision.recipes.classification.optimization import learning_rate, make_optimizer
+from ssmvision.recipes.classification.pictures import ArrayReader, Pictures
 from ssmvision.recipes.classification.run_folder import check_config
 from ssmvision.recipes.classification.saliency import input_gradient
+from ssmvision.recipes.classification.sources import open_sets
+from ssmvision.recipes.classification.start import choose_scale, make_network
 from ssmvision.recipes.classification.train import run
 from ssmvision.recipes.training.fitting import count_parameters
+from ssmvision.recipes.training.module import TrainingModule
+from tests.recipes.dicom_files import Scanner, classic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2}
@@ -57,8 +62,8 @@ def bars(count: int, seed: int, size: int = 12, kinds: int = 3) -> tuple[np.ndar
     return images.astype(np.uint8), labels.astype(np.uint8)
 
 
-def write_medmnist(path: Path) -> Path:
-    parts = {"train": bars(60, 0), "val": bars(15, 1), "test": bars(24, 2)}
+def write_medmnist(path: Path, count: int = 60) -> Path:
+    parts = {"train": bars(count, 0), "val": bars(15, 1), "test": bars(24, 2)}
     images = {f"{name}_images": part[0] for name, part in parts.items()}
     np.savez(path, **images, **{f"{name}_labels": part[1][:, None] for name, part in parts.items()})
     return path
@@ -130,7 +135,8 @@ def test_evaluation_scores_every_test_picture(trained: tuple[Path, Path], capsys
 
 def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     data = write_medmnist(tmp_path / "bars.npz")
-    whole, parts = settings(data, tmp_path / "whole"), settings(data, tmp_path / "parts", checkpoint_steps=2)
+    whole = settings(data, tmp_path / "whole", ema_decay=0.9)
+    parts = replace(whole, out=tmp_path / "parts", trainer=replace(whole.trainer, checkpoint_steps=2))
     run(whole)
 
     def stop_in_the_second_epoch(self: TrainingPictures, index: int) -> object:
@@ -154,10 +160,11 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    data = write_medmnist(tmp_path / "bars.npz")
+    data = write_medmnist(tmp_path / "bars.npz", count=50)
+    balanced = {"max_epochs": 1, "ema_decay": 0.5, "class_weights": "balanced"}
     runs = []
     for devices in (1, 2):
-        config = settings(data, tmp_path / str(devices), devices=devices, max_epochs=1)
+        config = settings(data, tmp_path / str(devices), devices=devices, **balanced)
         plain = replace(config, augment=AugmentConfig(), model=replace(config.model, drop_path=0.0))
         runs.append(run(plain))
     one, two = (load_file(result.model / "model.safetensors") for result in runs)
@@ -191,6 +198,43 @@ def test_fine_tuning_at_another_resolution_with_other_classes(trained: tuple[Pat
         start_from(network, bad)
 
 
+def test_fine_tuning_keeps_the_scale_of_the_weights(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, out = trained
+    old, config = open_model(out).spec.scale, settings(data, tmp_path)
+    sets = open_data(config.data)
+    sets.training.read.array[:] //= 2  # type: ignore[attr-defined]  # darker pictures than the weights were trained on
+    assert choose_scale(config, sets).mean[0] < 0.6 * old.mean[0]
+    for folder in (out, out / "model"):
+        tuned = replace(config, model=replace(config.model, checkpoint=folder))
+        assert choose_scale(tuned, sets) == old
+    coloured = replace(tuned, data=replace(config.data, channels=3))
+    assert choose_scale(coloured, sets).mean == old.mean * 3
+
+
+def test_weights_of_timm_are_fetched_and_their_scale_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=24, **small)
+    config = settings(write_medmnist(tmp_path / "bars.npz"), tmp_path)
+    config = replace(config, model=ModelConfig("vit_tiny_patch16_224.augreg_in21k", small, pretrained=True))
+    sets, place = open_data(config.data), "timm.models._builder.load_state_dict_from_hf"
+    monkeypatch.setattr(place, lambda *_, **__: {key: value.clone() for key, value in theirs.state_dict().items()})
+    network, spec, origin = make_network(config, sets, choose_scale(config, sets))
+    assert torch.equal(network.blocks[0].mlp.fc1.weight, theirs.blocks[0].mlp.fc1.weight)
+    assert network(torch.zeros(1, 1, 12, 12)).shape == (1, 3)
+    assert spec.scale.mean == (0.5,)  # of augreg's weights
+    assert "augreg_in21k" in origin
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(UserError, match=r"model\.pretrained: timm cannot fetch .*no route.*give model\.checkpoint"):
+        make_network(config, sets, spec.scale)
+    for name in ("s4nd_convnext_micro", "vit_tiny_patch16_224.nobody"):
+        with pytest.raises(UserError, match=rf"model\.pretrained: timm has no weights of {name}"):
+            build(ModelConfig(name, pretrained=True), sets.classes, spec.scale)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "channels"),
     [
@@ -217,6 +261,25 @@ def test_any_model_of_timm_is_built_saved_and_fine_tuned(
     other, _ = build(config, ("a", "b"), Scale((96, 80), (0.0,) * channels, (1.0,) * channels))
     assert "new: " in start_from(other, tmp_path)
     assert other(torch.zeros(1, channels, 96, 80)).shape == (1, 2)
+
+
+def test_balanced_weights_are_1_on_average() -> None:
+    labels = np.array([0, 0, 0, 1])
+    weights = class_weights(labels, 3)
+    assert weights.tolist() == pytest.approx([2 / 3, 2, 0])
+    assert float(weights[labels].mean()) == 1
+
+
+def test_the_moving_average_leaves_tables_of_indices_alone() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    network.register_buffer("table", torch.arange(100))
+    module = TrainingModule(network, ema_decay=0.9)
+    assert module.average is not None
+    torch.nn.init.zeros_(network[0].weight)
+    for _ in range(3):
+        module.average.update_parameters(network)
+    assert torch.equal(module.result.table, torch.arange(100))
+    assert not any(parameter.requires_grad for parameter in module.result.parameters())
 
 
 def test_learning_rates_follow_layers_and_schedule() -> None:
@@ -263,13 +326,79 @@ def test_folders_of_pictures_and_slices(tmp_path: Path) -> None:
 
     values = np.arange(12, dtype=np.float32).reshape(4, 3, 1)
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "train" / "a" / "z.nii.gz")
-    first = sources.open_sets(DataConfig(str(tmp_path))).training
+    first = open_sets(DataConfig(str(tmp_path))).training
     plane = first.read(list(first.names).index("train/a/z.nii.gz"))
-    assert np.allclose(plane, np.flipud(values[..., 0].T) / 11)
+    assert np.allclose(plane, np.flip(values[..., 0].T) / 11)  # the patient's left is on the right, the front above
 
     (tmp_path / "test" / "d").mkdir()
     with pytest.raises(UserError, match="no class of that name"):
         open_data(DataConfig(str(tmp_path)))
+
+
+def write_volume(path: Path, seed: int, label: int, slices: int = 3) -> np.ndarray:
+    """Slices of one class as NIfTI stored the way they are looked at; returns them."""
+    pictures = bars(3 * slices, seed)[0][label::3]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-1.0, -1.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(np.moveaxis(pictures, 0, -1).swapaxes(0, 1).astype(np.int16), affine), path)
+    return pictures
+
+
+def test_slices_of_a_case_stay_together(tmp_path: Path) -> None:
+    for label, name in enumerate("ab"):
+        for i in range(3):
+            write_volume(tmp_path / name / f"{i}.nii.gz", i, label)
+        write_volume(tmp_path / name / "both" / "x.nii", 3, label, slices=2)
+        values = np.moveaxis(write_volume(tmp_path / "twin.nii", 9, label), 0, -1).swapaxes(0, 1)
+        scanner = Scanner(tags={"PatientID": f"P{label}"})
+        classic(tmp_path / name / "scan", values.astype(np.int64), scanner)
+        classic(tmp_path / name / "scan2", values[:, :, :1].astype(np.int64), replace(scanner, series=f"1.2.{label}"))
+    config = DataConfig(str(tmp_path), validation_fraction=0.4, class_names=("one", "two"))
+    sets = open_data(config)
+    assert sets.validation is not None
+    parts = (sets.training, sets.validation)
+    assert sorted(len(part) for part in parts) != [0, 30]
+    assert sum(len(part) for part in parts) == 30
+    first, second = (set(part.cases or ()) for part in parts)
+    assert first.isdisjoint(second)
+    # Volumes of one folder name or patient are one case, whatever their class.
+    assert {case for case in first | second if "/" not in case} == {"both", "patient P0", "patient P1"}
+    every = open_data(replace(config, validation_fraction=0)).training
+    twin = write_volume(tmp_path / "twin.nii", 9, 1)[::-1] / 1.0  # from the head on
+    places = [i for i, name in enumerate(every.names) if name.startswith("b/scan slice")]
+    found = np.stack([every.read(i) for i in places])
+    assert np.allclose(found, (twin - twin.min()) / (twin.max() - twin.min()), atol=1e-6)
+    for slices, names in ((2, ["1", "3"]), ("middle", ["2"])):
+        some = open_data(replace(config, validation_fraction=0, slices=slices)).training  # type: ignore[arg-type]
+        assert [name[-1] for name in some.names if name.startswith("a/0.nii.gz")] == names
+
+    for part in ("train", "test"):
+        classic(tmp_path / "parts" / part / "a" / "x", values.astype(np.int64), Scanner())
+        classic(tmp_path / "parts" / part / "b" / "y", values.astype(np.int64), Scanner().with_tags(PatientID=part))
+    with pytest.raises(UserError, match=r"the patient of test/a/x slice 1 .* is in the training part"):
+        open_data(DataConfig(str(tmp_path / "parts")))
+
+
+def test_volumes_are_scored_by_their_mean_probabilities(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    for part, count in (("train", 1), ("val", 1), ("test", 4)):
+        for label, name in enumerate(("one", "two", "three")):
+            for i in range(count):
+                write_volume(tmp_path / part / name / f"{i}.nii.gz", 10 + i, label)
+    out = tmp_path / "scores"
+    words = f"classify evaluate {trained[1]} --data {tmp_path} --out {out} --threads 1 --pictures 0"
+    assert main(words.split()) == 0
+    slices, volumes = (list(csv.DictReader((out / f"{n}.csv").open())) for n in ("predictions", "volumes"))
+    assert (len(slices), len(volumes)) == (36, 12)
+    for row in volumes:
+        own = [float(one["p_two"]) for one in slices if one["picture"].startswith(f"{row['volume']} slice")]
+        assert len(own) == 3
+        assert float(row["p_two"]) == pytest.approx(np.mean(own), abs=1e-5)
+    scores = json.loads((out / "scores.json").read_text())
+    right = sum(row["label"] == row["predicted"] for row in volumes)
+    assert scores["volumes"]["accuracy"] == pytest.approx(right / 12)
+    html = (out / "report.html").read_text()
+    assert "slices of 12 volumes" in html
+    assert "accuracy of volumes" in html
 
 
 def test_mnist_files_of_torchvision(tmp_path: Path) -> None:
@@ -352,7 +481,7 @@ def test_both_libraries_change_pictures_by_their_seed_alone(library: str) -> Non
 
 def test_every_picture_is_seen_once_an_epoch() -> None:
     images, labels = bars(12, 0)
-    pictures = sources.Pictures(sources.ArrayReader(images), labels.astype(np.int64), [str(i) for i in range(12)])
+    pictures = Pictures(ArrayReader(images), labels.astype(np.int64), [str(i) for i in range(12)])
     data = TrainingPictures(pictures, Scale((12, 12), (0.0,), (1.0,)), AugmentConfig(), seed=3)
     epochs = [[tuple(data[12 * epoch + i]["image"].flatten().tolist()) for i in range(12)] for epoch in range(2)]
     assert len(set(epochs[0])) == 12
@@ -410,6 +539,7 @@ def test_saliency_of_a_linear_network_is_its_weights() -> None:
         ("augment", "policy", "trivial"),
         ("augment", "flip_axes", (2,)),
         ("data", "validation_fraction", 1.0),
+        ("data", "slices", 0),
         ("data", "dataset", "MNIST"),
     ],
 )
