@@ -212,7 +212,9 @@ def save_model(folder: Path, network: nn.Module, spec: Spec, training: dict[str,
 
 def _card(spec: Spec, training: dict[str, Any]) -> Card:
     shown = ", ".join(spec.classes[:NAMED]) + (", ..." if len(spec.classes) > NAMED else "")
-    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in training.get("validation", {}).items())
+    scores = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4f}" for name, value in training.get("validation", {}).items()
+    )
     return Card(
         description=f"Tells {len(spec.classes)} classes of pictures apart: {shown}.",
         notes=("Not a medical device. Pictures of another source may be classified far worse.",),
