@@ -12,10 +12,10 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.pooling import Pool, Result
 from ssmvision.recipes.evaluation.postprocessing import POSTPROCESSING, read_rule
 from ssmvision.recipes.evaluation.runs import Run
-from ssmvision.recipes.segmentation.history import HISTORY, TIMES
 from ssmvision.recipes.segmentation.report import Facts, Row, Table
 from ssmvision.recipes.segmentation.report_parts import flatten
 from ssmvision.recipes.segmentation.scores_table import number
+from ssmvision.recipes.training.files import HISTORY, TIMES
 
 __all__ = ["cases_table", "dice_table", "read_history", "rule_table", "runs_table", "scores_tables", "settings_of"]
 

@@ -24,9 +24,9 @@ from ssmvision.recipes.fusion.run_folder import FOLDER, check_config
 from ssmvision.recipes.fusion.weights import FusionCard, save_model
 from ssmvision.recipes.segmentation.lightning_trainer import check_accelerator, make_trainer, quiet_lightning
 from ssmvision.recipes.segmentation.stopping import Checkpoints
-from ssmvision.recipes.segmentation.transforms import EpochSampler
 from ssmvision.recipes.segmentation.writing import check_folder
 from ssmvision.recipes.training.fitting import Finished, count_parameters, fit
+from ssmvision.recipes.training.sampler import EpochSampler
 
 __all__ = ["RunResult", "run", "train_pairs"]
 

@@ -14,10 +14,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.writing import write_atomic, write_bytes
+from ssmvision.recipes.training.files import DIGESTS, LAST, PREVIOUS
 
 __all__ = ["DIGESTS", "LAST", "PREVIOUS", "SafeCheckpointIO"]
 
-LAST, PREVIOUS, DIGESTS = "last.ckpt", "previous.ckpt", "last.ckpt.sha256"
 # Two belong to files. A run that is killed between recording a digest and renaming its file leaves one more.
 KEPT_DIGESTS = 16
 

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from ssmvision.recipes.segmentation.module import SegmentationModule
 from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.training.files import HISTORY, TIMES
 
 __all__ = ["HISTORY", "TIMES", "EpochHistory", "History"]
 
-HISTORY, TIMES = "metrics.csv", "times.csv"
 COLUMNS = ("epoch", "step", "lr", "train_loss")
 
 

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import TrainerConfig
-from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
 from ssmvision.recipes.segmentation.nonfinite import first_nonfinite_module, last_nonfinite_gradient
 from ssmvision.recipes.segmentation.optimization import make_optimizer
 from ssmvision.recipes.segmentation.ranks import first_of_ranks, gather_cases, mean_over_ranks
@@ -54,6 +53,9 @@ class SegmentationModule(TrainingModule):
         self.config, self.patch_size = config, patch_size
         self.spaced, self.spaced_result = SpacedNetwork(network, architecture), SpacedNetwork(self.result, architecture)
         self.classes = {name: i for name, i in labels.items() if i != 0}
+        # MONAI's, which the trainings of other recipes do without, though they share callbacks with this one's.
+        from ssmvision.recipes.segmentation.losses import training_criterion
+
         self.criterion = training_criterion(config.batch_dice, config.devices)
         self.skipped, self.streak, self.parts = 0, 0, 1
         self._cases: list[list[float]] = []
@@ -80,6 +82,8 @@ class SegmentationModule(TrainingModule):
 
     def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
         """See `losses.segmentation_loss`."""
+        from ssmvision.recipes.segmentation.losses import segmentation_loss
+
         return segmentation_loss(self.criterion, outputs, label)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:

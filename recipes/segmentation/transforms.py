@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,12 +16,11 @@ from monai.transforms import (
     RandScaleIntensityFixedMeand,
     Transform,
 )
-from torch.utils.data import Sampler
 
 from ssmvision.recipes.segmentation.config import AugmentConfig
 from ssmvision.recipes.segmentation.patches import Patch, Triple
 
-__all__ = ["EpochSampler", "LightAugment", "intensity_transforms"]
+__all__ = ["LightAugment", "intensity_transforms"]
 
 KEYS = ("image", "label")
 
@@ -62,23 +61,3 @@ class LightAugment:
         found = self.transforms({"image": patch.image, "label": patch.label.float()[None]})
         image, label = (getattr(found[key], "as_tensor", lambda key=key: found[key])() for key in KEYS)
         return Patch(image.float(), label[0].round().short())
-
-
-class EpochSampler(Sampler[int]):
-    """Indices epoch * size ... (epoch + 1) * size - 1.
-
-    Args:
-        size: items per epoch.
-        current_epoch: number of finished epochs, asked when loading of an epoch starts. Lightning's own counter and
-            its `set_epoch` come too late: on resuming, worker processes load the first batches before.
-    """
-
-    def __init__(self, size: int, current_epoch: Callable[[], int]) -> None:
-        self.size, self.current_epoch = size, current_epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.current_epoch() * self.size
-        return iter(range(start, start + self.size))

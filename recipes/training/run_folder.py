@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.segmentation.checkpoints import DIGESTS, LAST, PREVIOUS
 from ssmvision.recipes.segmentation.datalist import read_json
-from ssmvision.recipes.segmentation.history import HISTORY, TIMES
 from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.training.files import DIGESTS, HISTORY, LAST, PREVIOUS, TIMES
 
 __all__ = ["RunFolder", "RunSettings"]
 

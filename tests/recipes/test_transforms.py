@@ -17,7 +17,7 @@ from ssmvision.recipes.segmentation.datalist import read_dataset
 from ssmvision.recipes.segmentation.loading import choose_augment, loaders
 from ssmvision.recipes.segmentation.patches import MemoryCase, MemoryCases, Patch, PatchDataset, Reader, Sampling, place
 from ssmvision.recipes.segmentation.preprocessing import ChannelScale, Preprocessing
-from ssmvision.recipes.segmentation.transforms import EpochSampler
+from ssmvision.recipes.training.sampler import EpochSampler
 from tests.recipes.synthetic import nnunet_folder
 
 HOW = Preprocessing("RAS", None, (ChannelScale("zscore"),))
