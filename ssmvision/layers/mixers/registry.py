@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[str, str, Layout]] = {
     "s5": ("s5", "s5_mixer", "map"),
     "tnn": ("tnn", "tnn_mixer", "map"),
     "hyena": ("hyena", "hyena_mixer", "map"),
+    "liquid_s4": ("liquid_s4", "liquid_s4_mixer", "map"),
     "s6": ("s6", "S6", "map"),
     "ssd": ("ssd", "SSD", "map"),
     "vssd": ("vssd", "VSSD", "map"),

@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "s5": {"d_state": 8, "dt_min": 0.1},
     "lru": {"d_state": 4},
     "tnn": {"rpe_width": 5, "rpe_layers": 2},
+    "liquid_s4": {"d_state": 8, "dt_min": 0.5, "degree": 3},
     "hyena": {"filter_width": 6, "bands": 2, "reference": 9},
 }
 WIDTH = 3
@@ -101,6 +102,20 @@ def lru_loop(layer: Any, u: Tensor) -> Tensor:
     return state_loop(layer, u, decay, torch.exp(k.gamma_log))
 
 
+def liquid_s4_loop(layer: Any, u: Tensor) -> Tensor:
+    """The terms of neighbouring inputs, a recurrence x_k = A_bar x_{k-1} + B_bar^p u_k ... u_{k-p+1} for every p."""
+    k = layer.kernel[0]
+    dt, A = torch.exp(k.inv_dt), -torch.exp(k.A_real) - 1j * k.A_imag
+    decay = torch.exp(dt * A)
+    B, y, product = (decay - 1) / A * complexes(k.B)[0], layer.D[0] * u, u
+    for degree in range(1, layer.channels + 1):
+        x = recurrence(decay, B**degree * product.unsqueeze(-1))
+        y = y + 2 * (complexes(k.C)[0] * x).sum(-1).real
+        shifted = torch.cat((torch.zeros(degree, u.shape[1], dtype=u.dtype), u))[: len(u)]
+        product = product * shifted
+    return y
+
+
 def tnn_loop(layer: Any, u: Tensor) -> Tensor:
     """Equations 7 and 9 of TNN, entry by entry of the Toeplitz matrix; the MLP as listed in its appendix."""
     k, length = layer.kernel[0], len(u)
@@ -138,7 +153,7 @@ def hyena_loop(layer: Any, u: Tensor) -> Tensor:
 
 LOOPS = {
     **{"s4d": s4d_loop, "dss": dss_loop, "ema": ema_loop, "s5": s5_loop, "lru": lru_loop},
-    **{"tnn": tnn_loop, "hyena": hyena_loop},
+    **{"liquid_s4": liquid_s4_loop, "tnn": tnn_loop, "hyena": hyena_loop},
 }
 
 
@@ -154,6 +169,18 @@ class TestEquations:
         for name_, grad, want in zip(["u", *dict(layer.named_parameters())], grads, wanted, strict=True):
             if want is not None:
                 torch.testing.assert_close(grad, want, rtol=1e-8, atol=1e-8, msg=name_)
+
+    def test_liquid_s4_is_exact_where_only_neighbours_meet(self) -> None:
+        layer, u = core("liquid_s4", 1, bidirectional=False), torch.zeros(1, 9, WIDTH, dtype=torch.float64)
+        u[0, 2:4] = image(2, batch=1)[0]
+        k = layer.kernel[0]
+        A = -torch.exp(k.A_real) - 1j * k.A_imag
+        decay = torch.exp(torch.exp(k.inv_dt) * A)
+        B, x, y = (decay - 1) / A * complexes(k.B)[0], 0, []
+        for v in u[0].unsqueeze(-1):
+            x = (decay + B * v) * x + B * v
+            y.append(2 * (complexes(k.C)[0] * x).sum(-1).real + layer.D[0] * v[:, 0])
+        torch.testing.assert_close(layer(u)[0], torch.stack(y), rtol=1e-10, atol=1e-10)
 
     @pytest.mark.parametrize("name", ["tnn", "hyena"])
     def test_both_directions_are_one_function_of_the_signed_lag(self, name: str) -> None:
