@@ -10,6 +10,7 @@ __all__ = ["Pass", "Size", "backward_pass", "blocks_of_8", "forward_pass", "imag
 
 TILE = 16  # channels of a block
 SEGMENTS = 8  # of a warp
+MOST_WARPS, BARRIER_BYTES = 8, 8  # of a block, and of each one's barrier in shared memory
 ROOM = 160  # floats of a warp's exchange of carries, for each state twice
 # Largest blocks, such that the registers of a segment's steps fit: 168 and 255 a thread. The forward of a long rank
 # takes as many as the backward.
@@ -76,7 +77,8 @@ def shared_bytes(size: Size, backward: bool, cut: Pass, images: int = 1) -> int:
     room = size.states * 2 * ROOM
     if backward:
         room = max(room, TILE * (size.states + 1), -(-size.rank // 16) * 256 if size.half else 0)
-    total = images * size.slots * TILE * 4 + cut.warps * (cut.kept * size.states * TILE + room) * 4
+    links = cut.kept * cut.warps * size.states * TILE * 4 + MOST_WARPS * BARRIER_BYTES
+    total = images * size.slots * TILE * 4 + links + cut.warps * room * 4
     if blocks > 2:
         total += blocks * 64 * (8 if size.half else 16)
         total += -(-size.rank // 8) * 64 * 8 if backward else 0

@@ -11,7 +11,10 @@ from ssmvision.kernels.cuda import programs
 from ssmvision.kernels.projected_scan import cuda_programs
 from ssmvision.kernels.projected_scan.config import (
     BACKWARD_THREADS,
+    BACKWARD_WARPS,
     FORWARD_THREADS,
+    FORWARD_WARPS,
+    MOST_WARPS,
     ROOM,
     TILE,
     Size,
@@ -66,7 +69,8 @@ def test_constants_agree_with_the_source() -> None:
     text = CSRC.joinpath("common.cuh").read_text()
     assert f"constexpr int TILE = {TILE};" in text
     assert f"constexpr int ROOM = {ROOM};" in text
-    assert f"constexpr int MAX_ROUTES = {cuda_programs.MAX_ROUTES};" in text
+    assert f"constexpr int MAX_ROUTES = {cuda_programs.MAX_ROUTES}, MOST_WARPS = {MOST_WARPS};" in text
+    assert max(warps for _, warps in FORWARD_WARPS + BACKWARD_WARPS) <= MOST_WARPS
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ struct Walker {
   const Out &o;
   float *exchange, *links, *room;
   float4 *dx, *maps;  // of the image at hand, and of all
+  link_barrier_t *barriers;
+  unsigned parity;  // of the phase that the next wait is for
   Weights weights;
   Selector selector;
   float2 *wide_columns;  // columns of dlow where weights are wide
@@ -98,7 +100,13 @@ struct Walker {
     e_count = min(TILE, p.E - channel);
     maps = (float4 *)shared;
     links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
-    room = links + p.kept * warps * NS * TILE;
+    barriers = (link_barrier_t *)(links + p.kept * warps * NS * TILE);
+    parity = 0;
+    if (!SOLO) {
+      if (lane == 0) set_up(barriers + warp);
+      __syncthreads();
+    }
+    room = (float *)(barriers + MOST_WARPS);
     exchange = room + warp * NS * 2 * ROOM;
     char *wide = (char *)(room + warps * WARP_ROOM);
     weights.shared = (Weights::part_t *)wide;
@@ -364,7 +372,7 @@ struct Walker {
       load<K>(r);
       float through[4][NS], back[4][NS];
       recompute(through, back);
-      enter<true>(p, p.rounds - 1 - round, exchange, links, through, back, lane, warp, warps);
+      enter<true>(p, p.rounds - 1 - round, exchange, links, barriers, parity, through, back, lane, warp, warps);
       walk_back<K>(r, skip, dD, back);
     }
   }
@@ -461,7 +469,7 @@ struct Walker {
   }
 };
 
-// Shared memory: dx (images, slots, 16) floats, links (kept, warps, NS, 16), the warps' rooms
+// Shared memory: dx (images, slots, 16) floats, links (kept, warps, NS, 16), their barriers, the warps' rooms
 // (WARP_ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_backward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {

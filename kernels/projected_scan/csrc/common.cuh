@@ -38,7 +38,7 @@ constexpr int BCB = KB - BC0;
 constexpr int WORDS = IO == 0 ? 2 : 1;  // registers a lane holds of 8 projections of one token
 constexpr bool WIDE_WEIGHTS = KB > 2;   // kept in shared memory instead of registers
 constexpr int WARP_TOKENS = 8 * S;
-constexpr int MAX_ROUTES = 8;
+constexpr int MAX_ROUTES = 8, MOST_WARPS = 8;
 
 // A route's lines are cut into segments of S steps, of which the last of a line may be shorter. Step i of segment q of
 // line l is at position base + l s1 + (q S + i) s0, and likewise among the slots of the map in shared memory.
@@ -324,10 +324,29 @@ __device__ __forceinline__ Segment segment_of(const Route &r, int round, int war
 // Steps from a segment's start to step i, or 0 beyond the line's end.
 __device__ __forceinline__ int inside(const Segment &s, int i) { return RAGGED && i >= s.count ? 0 : i; }
 __device__ __forceinline__ bool there(const Segment &s, int i) { return RAGGED ? i < s.count : FULL || s.count > 0; }
-// Named barriers between a warp and the next, so that warps drift apart and their loads and arithmetic overlap. With
-// them a block takes all 16 barriers, and 4 blocks those of a multiprocessor: a single warp does without.
-__device__ __forceinline__ void hand_over(int link) { asm volatile("bar.arrive %0, 64;" ::"r"(link + 1) : "memory"); }
-__device__ __forceinline__ void receive(int link) { asm volatile("bar.sync %0, 64;" ::"r"(link + 1) : "memory"); }
+
+// Barriers in shared memory between a warp and the next, so that warps drift apart and their loads and arithmetic
+// overlap. The lanes that write a link arrive, each for what it wrote. Named barriers would do, but racecheck does not
+// follow arrivals at them, and a block with them takes all 16, so that 4 blocks fill a multiprocessor.
+typedef unsigned long long link_barrier_t;
+__device__ __forceinline__ unsigned shared_at(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ void set_up(link_barrier_t *barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_at(barrier)), "r"(TILE) : "memory");
+}
+__device__ __forceinline__ void hand_over(unsigned barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
+}
+#if __CUDA_ARCH__ >= 900
+#define WAIT "mbarrier.try_wait.parity.shared.b64"  // sleeps a while: test_wait instead takes 353 and not 339 us
+#else
+#define WAIT "mbarrier.test_wait.parity.shared.b64"
+#endif
+__device__ __forceinline__ void receive(unsigned barrier, unsigned parity) {
+  asm volatile("{\n.reg .pred p;\nWAIT%=:\n" WAIT " p, [%0], %1;\n@p bra DONE%=;\nbra WAIT%=;\nDONE%=:\n}" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
+}
+#undef WAIT
 
 constexpr int ROOM = 160;  // floats of a warp's exchange of 8 segments' values of 16 channels
 __device__ __forceinline__ int room_at(int t, int c) { return t * 40 + c * 8; }
@@ -336,18 +355,20 @@ __device__ __forceinline__ int room_at(int t, int c) { return t * 40 + c * 8; }
 // from those before it (BACK: behind it) in this round and earlier ones. Values pass from warp to warp in their order
 // along the route, and from the last one to the first of the next round; `round` counts in that order. A link has a
 // place of its own in each of p.kept rounds, and a block barrier stands between taking a value and writing its place
-// again: the barriers between warps alone would order them too, but only by way of all other warps. Half a warp joins
-// four segments of a channel each: `room` turns lanes of segments into lanes of channels and back.
+// again: the links alone would order them too, but only by way of all other warps. Half a warp joins four segments of a
+// channel each: `room` turns lanes of segments into lanes of channels and back.
 template <bool BACK>
 __device__ __forceinline__ void enter(const Scan &p, int round, float *room, float *links,
-                                      const float (&through)[4][NS], float (&leaves)[4][NS], int lane, int warp,
-                                      int warps) {
+                                      link_barrier_t *barriers, unsigned &parity, const float (&through)[4][NS],
+                                      float (&leaves)[4][NS], int lane, int warp, int warps) {
   const int g = BACK ? 7 - (lane >> 2) : lane >> 2, t = lane & 3, channel = lane & 15;
   const bool behind = lane >= 16;  // joins segments 4 to 7
   const int before = BACK ? warps - 1 - warp : warp, from = before ? before - 1 : warps - 1;
   const bool start = round == 0 && before == 0, end = round + 1 == p.rounds && before == warps - 1;
-  const float *taken = links + (((before ? round : round - 1) & (p.kept - 1)) * warps + from) * NS * TILE;
-  float *left = links + ((round & (p.kept - 1)) * warps + before) * NS * TILE;
+  const int taken_row = ((before ? round : round - 1) & (p.kept - 1)) * warps + from;
+  const int left_row = (round & (p.kept - 1)) * warps + before;
+  unsigned taken_at = shared_at(links + taken_row * NS * TILE + channel), take = shared_at(barriers + from);
+  unsigned left_at = shared_at(links + left_row * NS * TILE + channel), give = shared_at(barriers + before);
   if (round && (round & (p.apart - 1)) == 0) __syncthreads();
   __syncwarp();
 #pragma unroll
@@ -369,19 +390,24 @@ __device__ __forceinline__ void enter(const Scan &p, int round, float *room, flo
     low_p[n] = __shfl_sync(~0u, p4, channel), low_h[n] = __shfl_sync(~0u, h4, channel);
     whole_p[n] = low_p[n] * p4, whole_h[n] = fmaf(p4, low_h[n], h4);
   }
+  // Addresses are found before the wait, as those behind it are waited for by all warps after this one. The backward
+  // has no registers left to hold them.
+  if (!BACK) asm volatile("" : "+r"(taken_at), "+r"(left_at), "+r"(take), "+r"(give));
+  const float *taken = (const float *)__cvta_shared_to_generic(taken_at);
+  float *left = (float *)__cvta_shared_to_generic(left_at);
   if (!start) {
     if (SOLO) __syncwarp();
-    else receive(from);
+    else receive(take, parity), parity ^= 1;
   }
   float in[NS];
 #pragma unroll
-  for (int n = 0; n < NS; n++) in[n] = start ? 0.f : taken[n * TILE + channel];
+  for (int n = 0; n < NS; n++) in[n] = start ? 0.f : taken[n * TILE];
   if (!end) {
-    if (behind)
+    if (behind) {
 #pragma unroll
-      for (int n = 0; n < NS; n++) left[n * TILE + channel] = fmaf(whole_p[n], in[n], whole_h[n]);
-    __syncwarp();
-    if (!SOLO) hand_over(before);
+      for (int n = 0; n < NS; n++) left[n * TILE] = fmaf(whole_p[n], in[n], whole_h[n]);
+      if (!SOLO) hand_over(give);
+    }
   }
 #pragma unroll
   for (int n = 0; n < NS; n++) {

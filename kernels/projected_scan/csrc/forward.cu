@@ -14,6 +14,8 @@ struct Walker {
   const Out &o;
   float *room, *links;
   float4 *y, *maps;  // of the image at hand, and of all
+  link_barrier_t *barriers;
+  unsigned parity;  // of the phase that the next wait is for
   Weights weights;
   Selector selector;
   float a[4][NS], bias[4];
@@ -33,7 +35,13 @@ struct Walker {
     e_count = min(TILE, p.E - channel);
     maps = (float4 *)shared;
     links = (float *)(shared + (MANY ? p.images : 1) * p.slots * TILE * 4);
-    float *rooms = links + p.kept * warps * NS * TILE;
+    barriers = (link_barrier_t *)(links + p.kept * warps * NS * TILE);
+    parity = 0;
+    if (!SOLO) {
+      if (lane == 0) set_up(barriers + warp);
+      __syncthreads();
+    }
+    float *rooms = (float *)(barriers + MOST_WARPS);
     room = rooms + warp * NS * 2 * ROOM;
     weights.shared = (Weights::part_t *)(rooms + warps * NS * 2 * ROOM);
     selector.load(g, t);
@@ -148,7 +156,7 @@ struct Walker {
       for (int c = 0; c < 4; c++)
 #pragma unroll
         for (int n = 0; n < NS; n++) through[c][n] = P[S - 1][c][n], entry[c][n] = h[S - 1][c][n];
-      enter<false>(p, round, room, links, through, entry, lane, warp, warps);
+      enter<false>(p, round, room, links, barriers, parity, through, entry, lane, warp, warps);
       if (SAVE) save(at_route<K>(), entry);
       quad_t skipped[S];
 #pragma unroll
@@ -199,8 +207,8 @@ struct Walker {
   }
 };
 
-// Shared memory: y (images, slots, 16) floats, links (kept, warps, NS, 16), the warps' rooms (NS, 2,
-// ROOM), the weights where kept there.
+// Shared memory: y (images, slots, 16) floats, links (kept, warps, NS, 16), their barriers, the warps' rooms
+// (NS, 2, ROOM), the weights where kept there.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     projected_forward(const __grid_constant__ Scan p, const __grid_constant__ Out o) {
   extern __shared__ float4 shared[];
