@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from ssmvision.recipes.image_study.testing import test_part
 from ssmvision.recipes.image_study.trainings import Training, list_trainings, run_training
 from ssmvision.recipes.image_study.widths import matched_model
 from ssmvision.recipes.segmentation.writing import check_folder
-from ssmvision.recipes.study.records import finished, kept_cost, slug, train_all
+from ssmvision.recipes.study.records import finished, kept, slug, train_all
 
 __all__ = ["check_settings", "run"]
 
@@ -47,7 +46,7 @@ def run(config: ImageStudyConfig) -> Path | None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if config.overwrite and not config.report_only:
-        for name in ("runs", "costs"):
+        for name in ("runs", "costs", "widths"):
             shutil.rmtree(config.out / name, ignore_errors=True)
     sets = open_data(config.data)
     test_part(sets)
@@ -58,12 +57,16 @@ def run(config: ImageStudyConfig) -> Path | None:
     trainings = list_trainings(config, models)
     if not (config.costs_only or config.report_only):
         failed += train_all(run_training, trainings, config.jobs, tell)
-    report = None if config.costs_only else _report(config, sets, models, trainings, costs)
+    problems = f"{len(failed)} of the costs and trainings failed; give the command again once mended: " + "; ".join(
+        failed
+    )
+    done = [training for training in trainings if finished(training)]
+    if not done and not config.costs_only:
+        raise UserError(problems if failed else f"{config.out}: no training is finished; leave out report_only")
+    report = None if config.costs_only else _report(config, sets, models, done, costs)
     tell(f"report    {report or config.out / 'costs'}")
     if failed:
-        raise UserError(
-            f"{len(failed)} of the costs and trainings failed; give the command again once mended: " + "; ".join(failed)
-        )
+        raise UserError(problems)
     return report
 
 
@@ -104,12 +107,21 @@ def _models(config: ImageStudyConfig, sets: PictureSets, scale: Scale) -> tuple[
     models, failed = {}, []
     for entry in config.entries:
         try:
-            models[entry.name] = matched_model(config, entry, sets.classes, scale)
-        except UserError as error:
-            failed.append(f"{entry.name}: {error}")
+            settings = {"entry": asdict(entry), "arguments": config.arguments, "parameters": config.match_parameters}
+            settings |= {"size": scale.size, "channels": len(scale.mean), "classes": len(sets.classes)}
+            path = config.out / "widths" / f"{slug(entry.name)}.json"
+            find = partial(matched_model, config, entry, sets.classes, scale)
+            models[entry.name] = kept(path, settings, ModelConfig, find)
+        except Exception as error:  # of one network: the others go on
+            failed.append(f"{entry.name}: {_told(error)}")
     if not models:
         raise UserError("; ".join(failed))
     return models, failed
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _costs(
@@ -125,11 +137,10 @@ def _costs(
         path = config.out / "costs" / f"{slug(name)}.json"
         if config.report_only and not path.is_file():
             continue
-        kept = json.loads(json.dumps(settings, default=str))
         try:
-            costs[name] = kept_cost(path, kept, Cost, partial(measure_cost, config, model, classes, scale))
-        except (UserError, RuntimeError, ValueError) as error:
-            failed.append(f"cost of {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            costs[name] = kept(path, settings, Cost, partial(measure_cost, config, model, classes, scale))
+        except Exception as error:  # of one network: the others go on
+            failed.append(f"cost of {name}: {_told(error)}")
             continue
         c = costs[name]
         tell(
@@ -145,14 +156,8 @@ def _report(
     trainings: list[Training],
     costs: dict[str, Cost],
 ) -> Path:
-    """Tables and figures of what is finished.
-
-    Raises:
-        UserError: nothing is.
-    """
-    results = tuple(read_result(training) for training in trainings if finished(training))
-    if not results:
-        raise UserError(f"{config.out}: no training finished; see runs/*/seed_*/log.txt")
+    """Tables and figures of the trainings, which are finished."""
+    results = tuple(read_result(training) for training in trainings)
     study = Study(config.entries, results, costs, config.resolutions)
     print(markdown(study))
     part, tested = test_part(sets)

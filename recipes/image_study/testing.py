@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from ssmvision.errors import UserError
 from ssmvision.layers.s4nd import set_rate
 from ssmvision.recipes.classification.batched import ResidentPictures
+from ssmvision.recipes.classification.config import DataConfig
 from ssmvision.recipes.classification.data import Scale, open_data
 from ssmvision.recipes.classification.networks import SavedModel, build, open_model, start_from
 from ssmvision.recipes.classification.sources import Pictures, PictureSets
@@ -33,6 +35,12 @@ def test_part(sets: PictureSets) -> tuple[str, Pictures]:
     raise UserError("data: no test and no validation pictures; set data.validation_fraction above 0")
 
 
+@lru_cache(maxsize=1)
+def _opened(data: DataConfig) -> PictureSets:
+    """Kept for the next training of the same process."""
+    return open_data(data)
+
+
 def accuracies(training: Training) -> dict[str, Any]:
     """Of the saved weights: "accuracy", and "resolutions" by height, a text instead where the network refuses.
 
@@ -41,7 +49,7 @@ def accuracies(training: Training) -> dict[str, Any]:
     """
     config = training.config
     saved = open_model(training.run)
-    pictures = test_part(open_data(config.data))[1]
+    pictures = test_part(_opened(config.data))[1]
     device = torch.device("cpu") if config.trainer.accelerator == "cpu" else pick_device("auto")
     settings = (pictures, config.trainer.batch_size, device, config.trainer.precision)
     found: dict[str, float | str] = {}

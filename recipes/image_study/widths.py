@@ -33,6 +33,7 @@ def matched_model(config: ImageStudyConfig, entry: Entry, classes: tuple[str, ..
     """
     plain = plain_model(config, entry)
     if config.match_parameters is None:
+        build(plain, classes, scale)
         return plain
     counts: dict[int, int] = {}
 

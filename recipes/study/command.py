@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from ssmvision.errors import UserError
+from ssmvision.layers.mixers import mixer_names
 from ssmvision.recipes.segmentation.architecture import NETWORKS
 from ssmvision.recipes.segmentation.config import ModelConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
@@ -19,7 +18,7 @@ from ssmvision.recipes.segmentation.preprocessing import fit_preprocessing
 from ssmvision.recipes.segmentation.writing import check_folder
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost, measure_cost
-from ssmvision.recipes.study.records import finished, kept_cost, slug, train_all
+from ssmvision.recipes.study.records import finished, kept, slug, train_all
 from ssmvision.recipes.study.report import read_result, write_report
 from ssmvision.recipes.study.rules import score_rules
 from ssmvision.recipes.study.summary import Study, markdown
@@ -28,13 +27,12 @@ from ssmvision.recipes.study.trainings import (
     folds_of,
     list_trainings,
     model_of,
+    model_settings,
     run_training,
     train_config,
 )
 
 __all__ = ["check_settings", "prepare_data", "run"]
-
-MIXERS = ("mamba", "s4nd", "none")
 
 
 def run(config: StudyConfig) -> Path | None:
@@ -83,15 +81,22 @@ def check_settings(config: StudyConfig) -> None:
     default = ModelConfig()
     if (config.source is None) == (config.data is None):
         raise UserError("source, data: give one of them: --source lungs, --source brain, or --data FOLDER")
-    if (config.model.name, config.model.mixer) != (default.name, default.mixer) or config.trainer.seed != 0:
-        raise UserError("model.name, model.mixer, trainer.seed: the study sets them; give networks and seeds")
+    set_here = (config.model.name, config.model.mixer, config.model.mixer_args, config.trainer.seed)
+    if set_here != (default.name, default.mixer, {}, 0):
+        raise UserError(
+            "model.name, model.mixer, model.mixer_args, trainer.seed: the study sets them; give networks and seeds, "
+            "and mixer_args beside them"
+        )
     for network in config.networks:
         name, _, mixer = network.partition("/")
-        if name not in NETWORKS or mixer not in ("", *MIXERS):
+        if name not in NETWORKS or mixer not in ("", *mixer_names()):
             raise UserError(
                 f"networks: {network!r} is unknown; give NAME or NAME/MIXER of {', '.join(NETWORKS)} and "
-                f"{', '.join(MIXERS)}"
+                f"{', '.join(mixer_names())}"
             )
+    unused = sorted(set(config.mixer_args) - {model_of(config, network).mixer for network in config.networks})
+    if unused:
+        raise UserError(f"mixer_args: no network has the mixer {unused[0]!r}; networks are {list(config.networks)}")
     for key, values in (("networks", config.networks), ("seeds", config.seeds)):
         if not values or len(set(values)) < len(values):
             raise UserError(f"{key}: {list(values)} is empty or names one twice; give each once")
@@ -137,13 +142,13 @@ def _costs(config: StudyConfig, dataset: Dataset, training: Training) -> dict[st
 
     for network in config.networks:
         settings = {
-            "model": json.loads(json.dumps(asdict(model_of(config, network)))),
+            "model": model_settings(model_of(config, network)),
             "patch_size": list(config.patch_size),
             "batch_size": config.trainer.batch_size,
             "precision": config.trainer.precision,
         }
         path = config.out / "costs" / f"{slug(network)}.json"
-        costs[network] = kept_cost(path, settings, Cost, partial(measure, network))
+        costs[network] = kept(path, settings, Cost, partial(measure, network))
     return costs
 
 

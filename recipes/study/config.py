@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ssmvision.recipes.segmentation.config import AugmentConfig, ModelConfig, TrainerConfig
 
@@ -24,8 +24,9 @@ class StudyConfig:
         data: nnU-Net raw folder to study instead.
         test_cases: cases held out per fold; empty: each case is held out once, alone.
         networks: "NAME" or "NAME/MIXER", see `ModelConfig`; the first is what the others are compared with.
+        mixer_args: options of the mixers, by their names in `networks`.
         seeds: of the trainings; each network is trained once per fold and seed.
-        model: stages and blocks, the same for all networks; not name and mixer.
+        model: stages and blocks, the same for all networks; not name, mixer and its options.
         augment: random changes of the patches.
         trainer: length, optimiser and hardware of every training; not the seed.
         patch_size: of the training patches and of the windows, voxels.
@@ -43,6 +44,7 @@ class StudyConfig:
     data: Path | None = None
     test_cases: tuple[tuple[str, ...], ...] = ()
     networks: tuple[str, ...] = ("UMambaBot", "UMambaBot/none", "UMambaBot/s4nd", "DynUNet")
+    mixer_args: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -1,4 +1,4 @@
-"""What both studies keep of their trainings and costs, so that the same command goes on where it was stopped."""
+"""What both studies keep: trainings, costs and choices, so that the same command goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.writing import write_bytes
 from ssmvision.recipes.workers import Outcome, map_cases
 
-__all__ = ["Recorded", "finished", "kept_cost", "record", "slug", "train_all"]
+__all__ = ["Recorded", "finished", "kept", "record", "slug", "train_all"]
 
 C = TypeVar("C")
 LOG = "log.txt"
@@ -70,7 +70,7 @@ def record(training: T, work: Callable[[T], dict[str, Any]]) -> None:
     """Writes what `work` finds to `training.scores`, unless it is there; what `work` prints goes to the run's log.txt.
 
     Raises:
-        UserError: of the work, or its device or disk is full.
+        UserError: the work failed.
     """
     if finished(training):
         return
@@ -82,7 +82,7 @@ def record(training: T, work: Callable[[T], dict[str, Any]]) -> None:
             except Exception:
                 traceback.print_exc(file=log)
                 raise
-    except (OSError, RuntimeError, ValueError) as error:  # such as a full disk or GPU: the other trainings go on
+    except Exception as error:  # such as a full GPU, or a fault of one network: the other trainings go on
         raise UserError(f"{training.run}: {type(error).__name__}: {error}; {LOG} there has the details") from error
     write_bytes(training.scores, json.dumps({"settings": training.settings()} | content, indent=1) + "\n")
 
@@ -101,17 +101,19 @@ def train_all(run: Callable[[T], None], trainings: Sequence[T], jobs: int, tell:
     return [f"{outcome.case}: {outcome.problem}" for outcome in outcomes if outcome.problem is not None]
 
 
-def kept_cost(path: Path, settings: Any, kind: Callable[..., C], measure: Callable[[], C]) -> C:
-    """A cost that was measured before at the same settings, or now, and then kept.
+def kept(path: Path, settings: Any, kind: Callable[..., C], find: Callable[[], C]) -> C:
+    """A dataclass of JSON values that was found before at the same settings, or now, and then kept.
 
     Args:
         path: JSON file.
-        settings: JSON values that decide the cost.
+        settings: that decide the values.
         kind: the dataclass.
-        measure: measures one.
+        find: finds one, such as a measured cost.
     """
-    if path.is_file() and (kept := read_json(path, "remove it"))["settings"] == settings:
-        return kind(**kept["cost"])
-    cost = measure()
-    write_bytes(path, json.dumps({"settings": settings, "cost": asdict(cost)}, indent=1) + "\n")  # type: ignore[call-overload]
-    return cost
+    decided = json.loads(json.dumps(settings, default=str))
+    if path.is_file() and (before := read_json(path, "remove it"))["settings"] == decided:
+        return kind(**before["found"])
+    found = find()
+    content = {"settings": decided, "found": asdict(found)}  # type: ignore[call-overload]
+    write_bytes(path, json.dumps(content, indent=1) + "\n")
+    return found

@@ -15,7 +15,16 @@ from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.records import record, slug
 
-__all__ = ["SCORES", "Training", "folds_of", "list_trainings", "model_of", "run_training", "train_config"]
+__all__ = [
+    "SCORES",
+    "Training",
+    "folds_of",
+    "list_trainings",
+    "model_of",
+    "model_settings",
+    "run_training",
+    "train_config",
+]
 
 SCORES = "scores.json"
 
@@ -64,6 +73,9 @@ class Training:
         """What decides the result, as JSON values."""
         keep = ("model", "augment", "trainer", "patch_size", "spacing_mm", "tta", "nsd_tolerance_mm")
         values = {name: value for name, value in asdict(self.config).items() if name in keep}
+        values["model"] = model_settings(
+            replace(self.config.model, mixer_args=model_of(self.config, self.network).mixer_args)
+        )
         for name in ("accelerator", "threads", "max_minutes"):
             values["trainer"].pop(name)
         decided = {"network": self.network, "seed": self.seed, "test": self.test}
@@ -73,7 +85,13 @@ class Training:
 def model_of(config: StudyConfig, network: str) -> ModelConfig:
     """The settings of a network of the study."""
     name, _, mixer = network.partition("/")
-    return replace(config.model, name=name, mixer=mixer or "mamba")  # type: ignore[arg-type]
+    mixer = mixer or "mamba"
+    return replace(config.model, name=name, mixer=mixer, mixer_args=config.mixer_args.get(mixer, {}))  # type: ignore[arg-type]
+
+
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """A network's settings for the records, where those of a mixer without options have none, as before there were."""
+    return {name: value for name, value in asdict(model).items() if name != "mixer_args" or value}
 
 
 def folds_of(config: StudyConfig, dataset: Dataset) -> list[tuple[str, ...]]:
