@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
-# Processes that share the tests, a file at a time.
+# Processes that share the tests; one that has done its half takes half of what is left to another.
 JOBS ?= auto
 # Hostile files that `make fuzz` reads.
 FUZZ ?= 10000
@@ -11,13 +11,14 @@ UV := $(shell uv --version >/dev/null 2>&1 && command -v uv)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 TYPED := build/typed/ssmvision
 
-.PHONY: help demo test faults fuzz lint format types wheel clean
+.PHONY: help demo test faults fuzz kernels lint format types wheel clean
 
 help:
 	@echo "make demo    train and test a small network on a real brain template; writes $(OUT)/report.html"
 	@echo "make test    run the tests (JOBS=n processes, by default one a core)"
 	@echo "make faults  inject every fault, write the table tests/faults/FAULTS.md; fails below 90 of 100 points"
 	@echo "make fuzz    read FUZZ=$(FUZZ) files with hostile headers"
+	@echo "make kernels compile every CUDA kernel that ships for every architecture; needs no GPU"
 	@echo "make lint    check style and format; make format mends both"
 	@echo "make types   check types (mypy --strict)"
 	@echo "make wheel   build the sdist and the wheel into dist/"
@@ -27,13 +28,16 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/ssmvision demo --out $(OUT) --overwrite
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.score
 
 fuzz: $(VENV)/.installed-dev
 	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults/test_10_header_lies.py
+
+kernels: $(VENV)/.installed-dev
+	$(BIN)/ssmvision kernels build --arch sm_80,sm_90,sm_100
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -209,29 +209,6 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
-def compile_variant(name: str, index: int, arch: str) -> None:
-    program = next(p for p in PROGRAMS if p.spec.name == name)
-    source = program.source
-    options = [f"-D{key}={value}" for key, value in program.shipped()[index].defines.items()]
-    cubin = compile_cubin(source.text, name=source.name, arch=arch, options=options, headers=source.headers)
-    assert cubin.startswith(b"\x7fELF")
-
-
-VARIANTS = [(program.spec.name, index) for program in PROGRAMS for index in range(len(program.spec.variants))]
-
-
-@pytest.mark.parametrize(("name", "index"), VARIANTS)
-def test_every_variant_compiles_for_hopper(name: str, index: int) -> None:
-    compile_variant(name, index, "sm_90")
-
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
-@pytest.mark.parametrize("name", [program.spec.name for program in PROGRAMS])
-def test_first_and_last_variant_compile(name: str, arch: str) -> None:
-    compile_variant(name, 0, arch)
-    compile_variant(name, -1, arch)
-
-
 @pytest.mark.parametrize(("channels", "aligned"), [(1, 1), (130, 2), (1026, 2), (4095, 1), (4096, 4), (6000, 4)])
 def test_unusual_widths_compile(channels: int, aligned: int) -> None:
     """What `add_rms_norm` compiles when it is asked for."""
