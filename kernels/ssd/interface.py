@@ -28,7 +28,7 @@ def ssd_nd(
     """Mamba-2's scan of a 1D, 2D or 3D channels-last map of heads along K routes, merged back on the map.
 
     Along each route and for each head, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t^T and y_t = C_t h_t + D x_t, from
-    h = 0, where h is (N, P) and A a scalar (Dao and Gu, arXiv 2405.21060, section 2 and eq. 6). The same function as
+    h = 0, where h is (N, P) and A a scalar (Dao and Gu, arXiv 2405.21060, eq. 2). The same function as
     `selective_scan_nd` with a step size and a decay rate for every head, computed by matrix products. In float32
     (float64 where x or delta is), whatever the dtype or autocast; there is no second derivative.
 

@@ -39,7 +39,7 @@ def bi_wkv(k: Tensor, v: Tensor, w: Tensor, u: Tensor, backend: str = "auto") ->
     length. Nothing overflows, whatever the keys and decays: the means before, at and after t are combined by a softmax
     of their denominators' logarithms.
 
-    Source: Duan et al., "Vision-RWKV" (arXiv 2403.02308), eq. 4. Computed in float32 (float64 where k or v is).
+    Source: Duan et al., "Vision-RWKV" (arXiv 2403.02308), eq. 5. Computed in float32 (float64 where k or v is).
 
     Args:
         k, v: (B, T, C), T at least 1.
@@ -64,7 +64,7 @@ def q_shift(x: Tensor) -> Tensor:
     """Equal shares of the channels moved by one position along each axis and direction, the last axis first.
 
     Zeros come in from the edge; channels that the 2 d shares leave over stay where they are. Source: Duan et al.,
-    arXiv 2403.02308, eq. 3.
+    arXiv 2403.02308, section 3.3.
 
     Args:
         x: (B, *grid, C).
@@ -91,7 +91,7 @@ class BiWKV(nn.Module):
     k, v and r are projections of x and its `q_shift`, mixed by a learned share for each channel. The official code
     divides the bonus u by the number of positions as well, the paper's equation does not: it is not divided here.
 
-    Source: Duan et al., "Vision-RWKV" (arXiv 2403.02308), section 3.2.
+    Source: Duan et al., "Vision-RWKV" (arXiv 2403.02308), sections 3.1 to 3.3.
 
     Args:
         dim, spatial_dims: channels and axes of the map.

@@ -22,8 +22,8 @@ class HGRN(nn.Module):
     higher, so that they remember longer. All routes share the gates, and their states are averaged, as the paper does
     with its two directions. Real states, as in language models of that name; the paper also has complex ones.
 
-    Source: Qin et al., "Hierarchically Gated Recurrent Neural Network for Sequence Modeling" (arXiv 2311.04823), eqs. 4
-    to 7.
+    Source: Qin et al., "Hierarchically Gated Recurrent Neural Network for Sequence Modeling" (arXiv 2311.04823),
+    section 3.
 
     Args:
         dim, spatial_dims: channels and axes of the map.

@@ -14,7 +14,7 @@ __all__ = ["VSSD", "noncausal_ssd"]
 def noncausal_ssd(x: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """H = sum_j m_j B_j x_j^T over all positions j, y_i = C_i H: whatever the order of the positions.
 
-    Source: Shi et al., "VSSD" (arXiv 2407.18559), eq. 8. Summed in at least float32.
+    Source: Shi et al., "VSSD" (arXiv 2407.18559), section 3. Summed in at least float32.
 
     Args:
         x: (B, *grid, H, P) heads.
@@ -35,13 +35,13 @@ def noncausal_ssd(x: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 class VSSD(HeadMixer):
-    """Non-causal state-space duality: y_i = C_i sum_j delta_j A B_j x_j^T + D x_i, then W (LayerNorm(y) z).
+    """Non-causal state-space duality: y_i = C_i sum_j delta_j |A| B_j x_j^T + D x_i, then W (LayerNorm(y) z).
 
     Each position adds to one state for the whole map as much as its step size says, and reads from it: cost linear in
     the positions, no scan order. The convolution in front is what knows where a position is.
 
-    Source: Shi et al., "VSSD: Vision Mamba with Non-Causal State Space Duality" (arXiv 2407.18559), eq. 8, and its
-    published code, where the gate z has no activation.
+    Source: Shi et al., "VSSD: Vision Mamba with Non-Causal State Space Duality" (arXiv 2407.18559), section 3, and its
+    published code, for the weights delta |A| and the gate z without activation.
 
     Args:
         dim, spatial_dims: channels and axes of the map.
@@ -77,7 +77,7 @@ class VSSD(HeadMixer):
 
     def mix(self, inputs: HeadInputs) -> Tensor:
         """(B, *grid, H, P)."""
-        weights = (inputs.delta * inputs.A.view(-1)).squeeze(1)
+        weights = (-inputs.delta * inputs.A.view(-1)).squeeze(1)
         y = noncausal_ssd(inputs.x, weights, inputs.B.squeeze(1), inputs.C.squeeze(1))
         return y + (inputs.D.view(-1, 1) * inputs.x).to(y.dtype)
 

@@ -92,7 +92,7 @@ def ssd_loop(m: Any, x: Tensor) -> Tensor:
 
 def vssd_loop(m: Any, x: Tensor) -> Tensor:
     z, u, delta, B, C = heads(m, x, 1)
-    weight = -delta[:, :, 0] * m.A_log[0].exp()
+    weight = delta[:, :, 0] * m.A_log[0].exp()
     scores = torch.einsum("bin,bjn->bij", C[:, :, 0], B[:, :, 0])
     y = torch.einsum("bij,bjh,bjhp->bihp", scores, weight, u) + m.D[0, :, None] * u
     return m.out_proj(m.norm(y.flatten(2)) * z)
