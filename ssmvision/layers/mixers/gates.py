@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmvision.layers.depthwise import DepthwiseConv
+
 __all__ = ["GATES", "H3", "BuildCore", "Gate", "Hyena", "InnerGate", "OutputGate", "ShortConv", "build_gate"]
 
 BuildCore = Callable[[int], nn.Module]
@@ -38,24 +40,25 @@ class ShortConv(nn.Module):
     Args:
         dim: C.
         spatial_dims: axes.
-        size: taps along each axis; an even size reaches further back than ahead.
-        causal: no tap ahead, along every axis.
+        size: taps along each axis, odd.
+        causal: the taps reach back only, along every axis.
         device, dtype: of the parameters.
     """
 
     def __init__(self, dim: int, spatial_dims: int, size: int, causal: bool = False, **factory: Any) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"a short convolution needs at least 1 tap an axis, got size={size}")
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
-        self.conv = conv(dim, dim, size, groups=dim, **factory)
-        ahead = 0 if causal else (size - 1) // 2
-        self.padding = (size - 1 - ahead, ahead) * spatial_dims
+        self.conv = DepthwiseConv(dim, spatial_dims, size, **factory)
+        self.shift = size // 2 if causal else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *grid, C) -> the same."""
-        y: Tensor = self.conv(nn.functional.pad(x.movedim(-1, 1), self.padding))
-        return y.movedim(1, -1)
+        axes = x.dim() - 2
+        # Centred taps over a map moved ahead by half of them reach back only.
+        moved = nn.functional.pad(x, (0, 0, *(self.shift, 0) * axes)) if self.shift else x
+        y: Tensor = self.conv(moved)
+        for axis in range(axes if self.shift else 0):
+            y = y.narrow(axis + 1, 0, x.shape[axis + 1])
+        return y
 
 
 class OutputGate(Gate):

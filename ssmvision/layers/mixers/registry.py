@@ -20,7 +20,7 @@ NONE = "none"
 TABLE: dict[str, tuple[str, str, Layout]] = {
     "mamba": ("mamba", "mamba", "tokens"),
     "mamba_bidirectional": ("mamba", "mamba_bidirectional", "tokens"),
-    "s4nd": ("s4nd", "s4nd_mixer", "grid"),
+    "s4nd": ("s4nd", "s4nd_mixer", "map"),
     "s4d": ("s4d", "s4d_mixer", "map"),
     "dss": ("dss", "dss_mixer", "map"),
     "ema": ("ema", "ema_mixer", "map"),
