@@ -10,14 +10,19 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssmvision.kernels.ssd.config import SPAN
+from ssmvision.kernels.ssd.products import product
 
 __all__ = ["ChunkGrads", "Chunks", "backward", "forward"]
+
+Multiply = Callable[[str, Tensor, Tensor], Tensor]
 
 
 class Chunks(NamedTuple):
@@ -91,44 +96,46 @@ def _carry(total: Tensor, added: Tensor) -> Tensor:
     return torch.cat([*pieces, carried], 1)
 
 
-def _states(chunks: Chunks, decays: _Decays) -> Tensor:
-    added = torch.einsum("mcgsn,mcgshp->mcgnhp", chunks.B, chunks.u * decays.to_exit)
+def _states(chunks: Chunks, decays: _Decays, multiply: Multiply) -> Tensor:
+    added = multiply("mcgsn,mcgshp->mcgnhp", chunks.B, chunks.u * decays.to_exit)
     return _carry(chunks.a.sum(-1), added)
 
 
-def forward(chunks: Chunks) -> Tensor:
-    """Outputs (m, c, g, t, h, p)."""
+def forward(chunks: Chunks, dtype: torch.dtype) -> Tensor:
+    """Outputs (m, c, g, t, h, p), with matrix products computed in `dtype`."""
+    multiply = partial(product, dtype)
     decays = _decays(chunks.a)
-    scores = torch.einsum("mcgtn,mcgsn->mcgts", chunks.C, chunks.B)
-    inside = torch.einsum("mcghts,mcgshp->mcgthp", scores.unsqueeze(3) * decays.between, chunks.u)
-    entry = _states(chunks, decays)[:, :-1]
-    return inside.addcmul_(torch.einsum("mcgtn,mcgnhp->mcgthp", chunks.C, entry), decays.from_entry)
+    scores = multiply("mcgtn,mcgsn->mcgts", chunks.C, chunks.B)
+    inside = multiply("mcghts,mcgshp->mcgthp", scores.unsqueeze(3) * decays.between, chunks.u)
+    entry = _states(chunks, decays, multiply)[:, :-1]
+    return inside.addcmul_(multiply("mcgtn,mcgnhp->mcgthp", chunks.C, entry), decays.from_entry)
 
 
-def backward(chunks: Chunks, dy: Tensor) -> ChunkGrads:
-    """Gradients for that of y, dy (m, c, g, t, h, p)."""
+def backward(chunks: Chunks, dy: Tensor, dtype: torch.dtype) -> ChunkGrads:
+    """Gradients for that of y, dy (m, c, g, t, h, p), with matrix products computed in `dtype`."""
+    multiply = partial(product, dtype)
     u, a, B, C = chunks
     decays = _decays(a)
-    scores = torch.einsum("mcgtn,mcgsn->mcgts", C, B)
+    scores = multiply("mcgtn,mcgsn->mcgts", C, B)
     weights = scores.unsqueeze(3) * decays.between
-    du = torch.einsum("mcghts,mcgthp->mcgshp", weights, dy)
-    dweights = torch.einsum("mcgthp,mcgshp->mcghts", dy, u)
+    du = multiply("mcghts,mcgthp->mcgshp", weights, dy)
+    dweights = multiply("mcgthp,mcgshp->mcghts", dy, u)
     dscores = (dweights * decays.between).sum(3)
-    dC, dB = torch.einsum("mcgts,mcgsn->mcgtn", dscores, B), torch.einsum("mcgts,mcgtn->mcgsn", dscores, C)
+    dC, dB = multiply("mcgts,mcgsn->mcgtn", dscores, B), multiply("mcgts,mcgtn->mcgsn", dscores, C)
     paths = weights * dweights
     arriving = paths.sum(-1) - paths.sum(-2)  # at each step less what leaves it
 
-    states = _states(chunks, decays)
+    states = _states(chunks, decays, multiply)
     dread = dy * decays.from_entry
-    dC += torch.einsum("mcgthp,mcgnhp->mcgtn", dread, states[:, :-1])
-    read = torch.einsum("mcgtn,mcgnhp->mcgthp", C, states[:, :-1])
+    dC += multiply("mcgthp,mcgnhp->mcgtn", dread, states[:, :-1])
+    read = multiply("mcgtn,mcgnhp->mcgthp", C, states[:, :-1])
     arriving += (read * dread).sum(-1).transpose(-1, -2)
 
-    filled = torch.einsum("mcgtn,mcgthp->mcgnhp", C, dread)
+    filled = multiply("mcgtn,mcgthp->mcgnhp", C, dread)
     dexit = _carry(a.sum(-1).flip(1), filled.flip(1))[:, :-1].flip(1)
-    dfill = torch.einsum("mcgsn,mcgnhp->mcgshp", B, dexit) * decays.to_exit
+    dfill = multiply("mcgsn,mcgnhp->mcgshp", B, dexit) * decays.to_exit
     du += dfill
-    dB += torch.einsum("mcgshp,mcgnhp->mcgsn", u * decays.to_exit, dexit)
+    dB += multiply("mcgshp,mcgnhp->mcgsn", u * decays.to_exit, dexit)
     arriving -= (dfill * u).sum(-1).transpose(-1, -2)
 
     across = (dexit * states[:, 1:]).sum((-1, -3)).unsqueeze(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssmvision.kernels.ssd import chunked
 from ssmvision.kernels.ssd.config import chunk_sizes
 from ssmvision.kernels.ssd.order import Order, make_order
+from ssmvision.kernels.ssd.products import product_dtype
 
 __all__ = ["SsdArgs", "backward", "forward"]
 
@@ -72,7 +73,7 @@ def forward(args: SsdArgs) -> Tensor:
     """Out (B, *grid, H, P), contiguous, in x's dtype."""
     order = make_order(args.routes, tuple(args.delta.shape[2:-1]), args.x.device)
     inputs = _gather(args, order)
-    y = _unchunk(chunked.forward(_chunks(inputs)), inputs.x)
+    y = _unchunk(chunked.forward(_chunks(inputs), product_dtype(args.x)), inputs.x)
     if inputs.D is not None:
         y = y.addcmul(inputs.D.unsqueeze(-1), inputs.x)
     merged = order.scatter(y).sum(1)
@@ -89,7 +90,7 @@ def backward(args: SsdArgs, dout: Tensor) -> tuple[Tensor | None, ...]:
     if args.merge == "mean":
         dmerged = dmerged / len(args.routes)
     dy = order.without_padding(order.gather(dmerged, per_route=False))
-    grads = chunked.backward(_chunks(inputs), _chunk(dy, inputs.B.shape[3]))
+    grads = chunked.backward(_chunks(inputs), _chunk(dy, inputs.B.shape[3]), product_dtype(args.x))
     du = _unchunk(grads.u, inputs.x)
     da = _unchunk(grads.a.transpose(-1, -2), inputs.delta)
     dB, dC = (_unchunk(g.unsqueeze(4), inputs.B) for g in (grads.B, grads.C))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssmvision import flops
 from ssmvision.kernels.selective_scan import selective_scan_nd
-from ssmvision.kernels.ssd import ssd_nd
+from ssmvision.kernels.ssd import chunked, ssd_nd
 from ssmvision.kernels.ssd.op import ssd
 from ssmvision.kernels.ssd.reference import ssd_nd_reference
 
@@ -101,6 +101,20 @@ def test_half_precision_is_computed_in_single() -> None:
     for ours, theirs in zip(grads, torch.autograd.grad(exact.sum(), half), strict=True):
         assert ours.dtype == torch.bfloat16
         assert relative(ours.double(), theirs.double()) < 2**-6
+
+
+def test_products_of_half_precision_lose_no_more_than_their_operands() -> None:
+    """As on CUDA, where matrix products of bfloat16 tensors run in bfloat16."""
+    x, delta, A, B, C, _ = (t.detach() for t in operands((70,), 1))
+    u = (x * delta[:, 0].unsqueeze(-1)).view(2, 2, 35, 2, 2, 3).transpose(2, 3)
+    a = (delta[:, 0] * A).view(2, 2, 35, 2, 2).permute(0, 1, 3, 4, 2)
+    chunks = chunked.Chunks(u, a, *(t[:, 0].view(2, 2, 35, 2, 5).transpose(2, 3) for t in (B, C)))
+    exact, half = (chunked.forward(chunks, dtype) for dtype in (torch.float64, torch.bfloat16))
+    assert half.dtype == torch.float64
+    assert 0 < relative(half, exact) < 2**-7
+    wanted, found = (chunked.backward(chunks, exact, dtype) for dtype in (torch.float64, torch.bfloat16))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert 0 < relative(ours, theirs) < 2**-6
 
 
 def test_operator_keeps_its_contract() -> None:

@@ -22,7 +22,7 @@ class SSD(HeadMixer):
     Along each route h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t^T, y_t = C_t h_t + D x_t, with B, C, delta, A and D
     of its own; the routes' results are averaged, gated and normed: W RMSNorm(y silu(z)). Causal along each route.
 
-    Source: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060), eq. 2 with a scalar A_t, and section 7 for the layer.
+    Source: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060), eq. 2 with a scalar A_t; section 7 for the layer.
 
     Args:
         dim, spatial_dims: channels and axes of the map.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssmvision.kernels.ssd.products import product, product_dtype
 from ssmvision.layers.mixers.heads import HeadInputs, HeadMixer
 from ssmvision.layers.norm import LayerNorm
 
@@ -14,7 +15,8 @@ __all__ = ["VSSD", "noncausal_ssd"]
 def noncausal_ssd(x: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """H = sum_j m_j B_j x_j^T over all positions j, y_i = C_i H: whatever the order of the positions.
 
-    Source: Shi et al., "VSSD" (arXiv 2407.18559), section 3. Summed in at least float32.
+    Source: Shi et al., "VSSD" (arXiv 2407.18559), section 3. Summed in at least float32; see
+    `product_dtype` for what.
 
     Args:
         x: (B, *grid, H, P) heads.
@@ -29,8 +31,8 @@ def noncausal_ssd(x: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
         values = (x.to(dtype) * m.to(dtype).unsqueeze(-1)).flatten(1, -3)
         keys, queries = (t.to(dtype).flatten(1, -3) for t in (B, C))
         grouped = values.unflatten(2, (keys.shape[2], -1))
-        state = torch.einsum("blgn,blghp->bgnhp", keys, grouped)
-        y = torch.einsum("blgn,bgnhp->blghp", queries, state)
+        state = product(product_dtype(x), "blgn,blghp->bgnhp", keys, grouped)
+        y = product(product_dtype(x), "blgn,bgnhp->blghp", queries, state)
     return y.reshape(shape).to(x.dtype)
 
 
