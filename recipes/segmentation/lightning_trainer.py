@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -121,6 +122,9 @@ def make_trainer(
     budget = [] if t.max_minutes is None else [timedelta(minutes=t.max_minutes)]
     timers = [Timer(limit, interval="epoch", verbose=False) for limit in budget]
     bars = [RichProgressBar()] if terminal else []
+    if t.deterministic:
+        # PyTorch would also fill every new tensor, 4 % of UMambaEnc's step, for code that reads what nobody wrote.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     trainer = Trainer(
         default_root_dir=checkpoints.path.parent,
         accelerator=t.accelerator,
