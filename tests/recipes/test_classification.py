@@ -6,7 +6,8 @@ import csv
 import gzip
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import resources
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
 
@@ -46,7 +48,7 @@ from ssmvision.recipes.classification.start import choose_scale, make_network
 from ssmvision.recipes.classification.train import run
 from ssmvision.recipes.training.fitting import count_parameters
 from ssmvision.recipes.training.module import TrainingModule
-from tests.recipes.dicom_files import Scanner, classic
+from tests.recipes.dicom_files import Scanner, classic, save, slice_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2}
@@ -379,6 +381,22 @@ def test_slices_of_a_case_stay_together(tmp_path: Path) -> None:
         open_data(DataConfig(str(tmp_path / "parts")))
 
 
+def test_radiographs_are_pictures(tmp_path: Path) -> None:
+    pictures = bars(6, 5)[0].astype(np.int64)
+    scanner = Scanner(tags={"PhotometricInterpretation": "MONOCHROME1", "Modality": "DX"})
+    for i, picture in enumerate(pictures):
+        data = slice_of(scanner, picture, i, intercept=0)
+        data.PatientID = f"P{i // 2}"
+        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+            delattr(data, name)
+        save(tmp_path / "ab"[i % 2] / f"{i}.dcm", data)
+    sets = open_data(DataConfig(str(tmp_path), validation_fraction=0, window=(0, 300)))
+    assert sets.training.volumes is None
+    assert sorted(sets.training.cases or ()) == [f"patient P{i // 2}" for i in range(6)]
+    for i, name in enumerate(sets.training.names):
+        assert np.allclose(sets.training.read(i), 1 - pictures[int(name[2])] / 300, atol=1e-6)
+
+
 def test_volumes_are_scored_by_their_mean_probabilities(trained: tuple[Path, Path], tmp_path: Path) -> None:
     for part, count in (("train", 1), ("val", 1), ("test", 4)):
         for label, name in enumerate(("one", "two", "three")):
@@ -548,6 +566,17 @@ def test_impossible_settings_are_refused(part: str, name: str, value: object, tm
     check_config(config)
     with pytest.raises(UserError, match=rf"{part}\.{name}"):
         check_config(replace(config, **{part: replace(getattr(config, part), **{name: value})}))
+
+
+def test_shipped_settings_are_possible() -> None:
+    files = [f for f in (resources.files("ssmvision.configs") / "classification").iterdir() if f.name.endswith(".yaml")]
+    assert len(files) >= 4
+    for file in files:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(ClassifyTrainConfig, None, as_group=False)
+        parser.add_argument("--config", action="config")
+        values = parser.instantiate(parser.parse_args([f"--config={file}", "--data.root=pictures", "--out=run"]))
+        check_config(ClassifyTrainConfig(**{f.name: values[f.name] for f in fields(ClassifyTrainConfig)}))
 
 
 def test_train_goes_by_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
