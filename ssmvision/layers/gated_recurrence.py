@@ -25,20 +25,20 @@ def gated_recurrence(
     u_t = x_t (1 - f_t) / decay_t makes it exact. Gates close to one keep their digits, since only decays are handled.
 
     Args:
-        x: (B, *grid, E), the same for every route, or (B, K, *grid, E).
-        decay: (B, K, *grid, E) -log f, not negative.
+        x: (B, *grid, E), the same for every route.
+        decay: -log f, not negative: (B, *grid, E), the same for every route, or (B, K, *grid, E).
         routes, merge, backend: see `selective_scan_nd`.
 
     Returns:
         (B, *grid, E), or (B, K, *grid, E) for merge "none", in x's dtype.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, decay.dtype), torch.float32)
-    step = decay.to(dtype).clamp_min(SMALLEST)
-    wide = x.to(dtype)
-    u = (wide if x.dim() == decay.dim() else wide.unsqueeze(1)) * (-torch.expm1(-step) / step)
-    routes_count, channels = decay.shape[1], decay.shape[-1]
-    ones = step.new_ones(()).expand(*decay.shape[:-1], 1)
-    A = step.new_full((), -1.0).expand(routes_count, channels, 1)
+    step, wide = decay.to(dtype).clamp_min(SMALLEST), x.to(dtype)
+    u = (wide if decay.dim() == x.dim() else wide.unsqueeze(1)) * (-torch.expm1(-step) / step)
+    if decay.dim() == x.dim():
+        step = step.unsqueeze(1).expand(-1, len(routes), *x.shape[1:])
+    ones = step.new_ones(()).expand(*step.shape[:-1], 1)
+    A = step.new_full((), -1.0).expand(len(routes), x.shape[-1], 1)
     r = selective_scan_nd(u, step, A, ones, ones, routes=routes, merge=merge, backend=backend)
     assert isinstance(r, Tensor)
     return r.to(x.dtype)

@@ -73,8 +73,8 @@ class HGRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *grid, dim) -> (B, *grid, dim)."""
         candidate, forget, gate = self.in_proj(x).chunk(3, -1)
-        decay = self._decay(forget).unsqueeze(1)
-        decay = decay.expand(-1, len(self.routes), *decay.shape[2:])
-        state = gated_recurrence(F.silu(candidate), decay, routes=self.routes, merge="mean", backend=self.backend)
+        state = gated_recurrence(
+            F.silu(candidate), self._decay(forget), routes=self.routes, merge="mean", backend=self.backend
+        )
         out: Tensor = self.out_proj(self.norm(state).to(gate.dtype) * F.silu(gate))
         return out

@@ -203,6 +203,7 @@ def test_vssd_knows_no_order() -> None:
 def test_gated_recurrence_from_open_to_closed_gates(decay: float) -> None:
     x, decays = normal(1, 5, 2).requires_grad_(), torch.full((1, 1, 5, 2), decay, dtype=F64, requires_grad=True)
     found = gated_recurrence(x, decays, routes=("forward",))
+    torch.testing.assert_close(gated_recurrence(x, decays[:, 0], routes=("forward",)), found, rtol=0, atol=0)
     state, states = torch.zeros(1, 2, dtype=F64), []
     for t in range(5):
         state = torch.exp(-decays[:, 0, t]) * state - torch.expm1(-decays[:, 0, t]) * x[:, t]
