@@ -100,6 +100,8 @@ def plan_network(
         "n_conv_per_stage_decoder": _plain(config.n_conv_per_stage_decoder),
         "mixer": config.mixer,
     }
+    if config.mixer_args:
+        arguments["mixer_args"] = dict(config.mixer_args)
     if config.name == "UMambaEnc":
         arguments["input_size"] = list(patch_size)
     return {"name": config.name, "arguments": arguments, **_reference(config, spacing_mm)}
@@ -131,7 +133,7 @@ def _check_stages(
 
 def _check_plain(config: ModelConfig) -> None:
     """Refuses settings that a baseline has no use for."""
-    if config.mixer == "s4nd" or config.reference_spacing_mm is not None:
+    if config.mixer not in ("mamba", "none") or config.mixer_args or config.reference_spacing_mm is not None:
         raise UserError(
             f"model.mixer: {config.name} has no state-space layers (mixer {config.mixer!r}, reference_spacing_mm "
             f"{config.reference_spacing_mm}); leave both out"

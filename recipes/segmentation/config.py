@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "AugmentConfig",
@@ -80,8 +80,9 @@ class ModelConfig:
         kernel_sizes: per stage and axis, odd; null: by the same rule as `strides`.
         n_conv_per_stage: residual blocks per encoder stage; one number for all, or one per stage.
         n_conv_per_stage_decoder: residual blocks per decoder level; one number, or one per level, deepest first.
-        mixer: "mamba"; "s4nd" for a global S4ND convolution in its place (USegS4NDBot, USegS4NDEnc); or "none" for the
-            same network without its state-space layers.
+        mixer: "mamba"; "s4nd" for a global S4ND convolution in its place (USegS4NDBot, USegS4NDEnc); "none" for the
+            same network without its state-space layers; or any other name of `ssmvision.layers.mixers.mixer_names()`.
+        mixer_args: options of the mixer.
         deep_supervision: train every decoder resolution, not only the finest.
         reference_spacing_mm: for the mixer "s4nd" only: voxel size per axis at which its kernels reach as they were
             initialised. A case of another size gets kernels sampled at size / reference along each axis, so that they
@@ -95,7 +96,8 @@ class ModelConfig:
     kernel_sizes: tuple[tuple[int, ...], ...] | None = None
     n_conv_per_stage: int | tuple[int, ...] = 2
     n_conv_per_stage_decoder: int | tuple[int, ...] = 2
-    mixer: Literal["mamba", "s4nd", "none"] = "mamba"
+    mixer: str = "mamba"
+    mixer_args: dict[str, Any] = field(default_factory=dict)
     deep_supervision: bool = True
     reference_spacing_mm: tuple[float, ...] | None = None
 

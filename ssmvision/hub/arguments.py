@@ -52,6 +52,11 @@ def _umamba_arguments(model: UMambaBot | UMambaEnc) -> dict[str, Any]:
     }
     if isinstance(model, UMambaEnc):
         arguments["input_size"] = list(model.input_size)
+    named = model.mixer_name is not None and not isinstance(model, USegS4NDBot | USegS4NDEnc)
     if not any(isinstance(module, MambaLayer) for module in model.modules()):
         arguments["mixer"] = "none"
+    elif named and model.mixer_name != "mamba":
+        arguments["mixer"] = model.mixer_name
+    if model.mixer_args:
+        arguments["mixer_args"] = model.mixer_args
     return arguments

@@ -8,7 +8,7 @@ section 2, and the authors' code, to whose weights these networks are compatible
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssmvision.layers.mamba_layer import MambaLayer
-from ssmvision.layers.mixers import Mixer, resolve_mixer
+from ssmvision.layers.mixers import Mixer, MixerLike, configure_mixer
 from ssmvision.layers.unet_blocks import UpsampleConv, conv_nd, residual_stage
 from ssmvision.models.umamba_official import canonical_state, constructor_arguments, official_state
 from ssmvision.models.umamba_shape import PerStage, SizePerStage, UNetShape
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["UMambaBot", "UMambaEnc"]
-
-MixerLike = str | Mixer | Callable[[int], nn.Module]
 
 
 def _run(module: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
@@ -106,6 +104,12 @@ class _UMamba(nn.Module):
     decoder: UNetDecoder
     shape: UNetShape
     fixed_input_size: tuple[int, ...] | None = None
+
+    def _choose(self, mixer: MixerLike, options: Mapping[str, Any] | None) -> Mixer | None:
+        """The mixer of the layers, recorded where it has a name."""
+        self.mixer_name = mixer if isinstance(mixer, str) else None
+        self.mixer_args = dict(options or {})
+        return configure_mixer(mixer, self.mixer_args)
 
     @property
     def deep_supervision(self) -> bool:
@@ -190,6 +194,7 @@ class UMambaBot(_UMamba):
         mixer: "mamba"; "none" for the same network with nn.Identity in the layers' place; another registered name
             (`ssmvision.layers.mixers.mixer_names()`); a callable `(dim) -> nn.Module` on tokens (B, L, dim); or a
             `Mixer`, which can also work on grids.
+        mixer_args: options of the mixer.
         conv_bias: whether the identity blocks' convolutions have a bias (published configurations: yes).
 
     Shape:
@@ -199,6 +204,9 @@ class UMambaBot(_UMamba):
     Raises:
         ValueError: settings that contradict each other, an unknown mixer, or, from forward, a size that the strides do
             not divide.
+
+    Attributes:
+        mixer_name, mixer_args: the mixer's name, None for one without; its options.
 
     Example:
         >>> UMambaBot(3, 1, 2, features_per_stage=[4, 8])(torch.zeros(1, 1, 8, 8, 8)).shape
@@ -219,6 +227,7 @@ class UMambaBot(_UMamba):
         n_conv_per_stage_decoder: PerStage = 2,
         deep_supervision: bool = False,
         mixer: MixerLike = "mamba",
+        mixer_args: Mapping[str, Any] | None = None,
         conv_bias: bool = True,
     ) -> None:
         super().__init__()
@@ -231,7 +240,7 @@ class UMambaBot(_UMamba):
             n_conv_per_stage,
             n_conv_per_stage_decoder,
         )
-        resolved = resolve_mixer(mixer)
+        resolved = self._choose(mixer, mixer_args)
         self.encoder = UNetEncoder(shape, in_channels, [nn.Identity() for _ in shape.features], conv_bias)
         self.mamba_layer: nn.Module = nn.Identity()
         if resolved is not None:
@@ -258,7 +267,7 @@ class UMambaEnc(_UMamba):
         spatial_dims, in_channels, out_channels: see `UMambaBot`.
         input_size: spatial size of the training patches, one per axis, or one int for all axes.
         n_stages, features_per_stage, kernel_sizes, strides, n_conv_per_stage, n_conv_per_stage_decoder,
-            deep_supervision, mixer, conv_bias: see `UMambaBot`.
+            deep_supervision, mixer, mixer_args, conv_bias: see `UMambaBot`.
 
     Attributes:
         fixed_input_size: the only spatial size the network can run, None if it can run any that the strides divide.
@@ -286,6 +295,7 @@ class UMambaEnc(_UMamba):
         n_conv_per_stage_decoder: PerStage = 2,
         deep_supervision: bool = False,
         mixer: MixerLike = "mamba",
+        mixer_args: Mapping[str, Any] | None = None,
         conv_bias: bool = True,
     ) -> None:
         super().__init__()
@@ -300,7 +310,7 @@ class UMambaEnc(_UMamba):
         )
         sizes = [input_size] * spatial_dims if isinstance(input_size, int) else [int(n) for n in input_size]
         self.input_size = shape.check_size(sizes, "input_size")
-        layers = _encoder_layers(shape, self.input_size, resolve_mixer(mixer))
+        layers = _encoder_layers(shape, self.input_size, self._choose(mixer, mixer_args))
         if any(isinstance(layer, MambaLayer) and layer.channel_token for layer in layers):
             self.fixed_input_size = self.input_size
         self.encoder = UNetEncoder(shape, in_channels, layers, conv_bias)

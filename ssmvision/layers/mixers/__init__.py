@@ -3,6 +3,22 @@
 One file a mixer, and for each one line in the table of `ssmvision.layers.mixers.registry`.
 """
 
-from ssmvision.layers.mixers.registry import Mixer, build_mixer, mixer_names, register_mixer, resolve_mixer
+from ssmvision.layers.mixers.registry import (
+    Mixer,
+    MixerLike,
+    build_mixer,
+    configure_mixer,
+    mixer_names,
+    register_mixer,
+    resolve_mixer,
+)
 
-__all__ = ["Mixer", "build_mixer", "mixer_names", "register_mixer", "resolve_mixer"]
+__all__ = [
+    "Mixer",
+    "MixerLike",
+    "build_mixer",
+    "configure_mixer",
+    "mixer_names",
+    "register_mixer",
+    "resolve_mixer",
+]

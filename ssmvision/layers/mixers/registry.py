@@ -5,12 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Mixer", "MixerLike", "build_mixer", "check_options", "mixer_names", "register_mixer", "resolve_mixer"]
+__all__ = [
+    "Mixer",
+    "MixerLike",
+    "build_mixer",
+    "check_options",
+    "configure_mixer",
+    "mixer_names",
+    "register_mixer",
+    "resolve_mixer",
+]
 
 Layout = Literal["tokens", "grid", "map"]
 Build = Callable[..., nn.Module]
@@ -95,6 +105,19 @@ def resolve_mixer(mixer: MixerLike) -> Mixer | None:
     return Mixer(mixer)
 
 
+def configure_mixer(mixer: MixerLike, options: Mapping[str, Any]) -> Mixer | None:
+    """The mixer of `resolve_mixer` with options of its builder fixed.
+
+    Raises:
+        ValueError: an unknown mixer, or an option that it does not have.
+        TypeError: see `resolve_mixer`.
+    """
+    resolved = resolve_mixer(mixer)
+    name = mixer if isinstance(mixer, str) else type(mixer).__name__
+    check_options(f"mixer {name!r}", (lambda: nn.Identity()) if resolved is None else resolved.build, options)
+    return resolved if resolved is None or not options else Mixer(partial(resolved.build, **options), resolved.layout)
+
+
 def build_mixer(mixer: MixerLike, dim: int, spatial_dims: int, **options: Any) -> nn.Module:
     """A mixer as a module on channels-last maps, whatever the layout it works on.
 
@@ -110,14 +133,12 @@ def build_mixer(mixer: MixerLike, dim: int, spatial_dims: int, **options: Any) -
     Raises:
         ValueError: an unknown mixer, or an option that it does not have.
     """
-    resolved = resolve_mixer(mixer)
+    resolved = configure_mixer(mixer, options)
     if resolved is None:
-        check_options(f"mixer {NONE!r}", lambda: nn.Identity(), options)
         return nn.Identity()
-    check_options(f"mixer {(mixer if isinstance(mixer, str) else type(mixer).__name__)!r}", resolved.build, options)
     if resolved.layout == "tokens":
-        return _OnTokens(resolved.build(dim, **options))
-    module = resolved.build(dim, spatial_dims, **options)
+        return _OnTokens(resolved.build(dim))
+    module = resolved.build(dim, spatial_dims)
     return _OnGrid(module) if resolved.layout == "grid" else module
 
 
