@@ -210,10 +210,10 @@ def _build_in_child(start: object, queue: object) -> None:
     queue.put((all(results), len(made)))  # type: ignore[attr-defined]
 
 
-def test_eight_processes_at_once_agree(folder: Path) -> None:
+def test_four_processes_at_once_agree(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, queue = context.Event(), context.Queue()
-    children = [context.Process(target=_build_in_child, args=(start, queue)) for _ in range(8)]
+    children = [context.Process(target=_build_in_child, args=(start, queue)) for _ in range(4)]
     for child in children:
         child.start()
     start.set()
