@@ -76,7 +76,7 @@ def _array(read: Callable[[int], NDArray[Any]]) -> NDArray[Any] | None:
 
 
 def change(pictures: Tensor, chosen: Tensor, drawn: Tensor, augment: AugmentConfig) -> Tensor:
-    """Shifted by reflection, mirrored and blanked pictures.
+    """Pictures mirrored, then shifted by reflection, then blanked.
 
     Args:
         pictures: (N, H, W, C).

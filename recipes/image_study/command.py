@@ -13,8 +13,8 @@ from rich.console import Console
 from ssmvision.errors import UserError
 from ssmvision.recipes.classification.config import ClassifyTrainConfig, ModelConfig
 from ssmvision.recipes.classification.data import Scale, measure_scale, open_data
+from ssmvision.recipes.classification.pictures import PictureSets
 from ssmvision.recipes.classification.run_folder import check_config
-from ssmvision.recipes.classification.sources import PictureSets
 from ssmvision.recipes.image_study.config import ImageStudyConfig
 from ssmvision.recipes.image_study.cost import Cost, measure_cost
 from ssmvision.recipes.image_study.report import read_result, write_report

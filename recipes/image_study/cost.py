@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ssmvision.flops import count
 from ssmvision.recipes.classification.config import ModelConfig
@@ -68,13 +69,13 @@ def measure_cost(config: ImageStudyConfig, model: ModelConfig, classes: tuple[st
 
     def loss() -> Tensor:
         with autocast(device, t.precision):
-            logits = network(images[: t.batch_size])
-        return torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=t.label_smoothing)
+            logits, *own = module.step_network(images[: t.batch_size])
+        return sum(own, functional.cross_entropy(logits.float(), labels, label_smoothing=t.label_smoothing))
 
     step = training_step(network.parameters(), optimizer, loss, t.gradient_clip)
     seconds, memory = median_seconds(step, device), peak_bytes(device)
     if t.cuda_graph:  # memory is that of the step without, as recordings have a pool of their own
-        graph_network(network, images[: t.batch_size].shape, device, t.precision)
+        graph_network(module.step_network, images[: t.batch_size].shape, device, t.precision)
         seconds = median_seconds(step, device)
     optimizer.zero_grad()
     network.eval()

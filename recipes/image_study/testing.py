@@ -15,7 +15,7 @@ from ssmvision.recipes.classification.batched import ResidentPictures
 from ssmvision.recipes.classification.config import DataConfig
 from ssmvision.recipes.classification.data import Scale, open_data
 from ssmvision.recipes.classification.networks import SavedModel, build, open_model, start_from
-from ssmvision.recipes.classification.sources import Pictures, PictureSets
+from ssmvision.recipes.classification.pictures import Pictures, PictureSets
 from ssmvision.recipes.devices import pick_device
 from ssmvision.recipes.image_study.trainings import Training
 from ssmvision.recipes.study.timing import autocast
