@@ -15,15 +15,43 @@ from torch import Tensor
 
 from ssmvision.kernels.s4nd.args import ConvArgs, Grads, skip_connection
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "full_conv_nd"]
 
 LETTERS = "xyz"
 
 
-def _sizes(args: ConvArgs) -> tuple[int, ...]:
+def full_conv_nd(u: Tensor, kernel: Tensor, centers: Sequence[int]) -> Tensor:
+    """Zero-padded depthwise convolution with N-D kernels that are no outer products, differentiable by PyTorch.
+
+    y[b, h] = k[h] * u[b, h], cropped to u's grid; for outer products `long_conv_nd` is many times as fast.
+
+    Args:
+        u: (B, H, L_1, ..., L_d) in any real floating dtype.
+        kernel: (H, T_1, ..., T_d).
+        centers: index of lag 0 along every axis.
+
+    Returns:
+        (B, H, L_1, ..., L_d) in u's dtype, computed in float32 (float64 for float64).
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    if u.numel() == 0:
+        return torch.zeros_like(u)
+    taps, axes = kernel.shape[1:], tuple(range(1, kernel.dim()))
+    sizes = _circular(u.shape[2:], taps, centers)
+    # Lags below zero are at the end of a circle.
+    padding = [n for size, tap in zip(reversed(sizes), reversed(taps), strict=True) for n in (0, size - tap)]
+    circular = torch.nn.functional.pad(kernel.to(dtype), padding).roll([-center for center in centers], axes)
+    product = _transform(u, sizes, dtype) * _transform(circular, sizes, dtype)
+    return _restore(product, sizes, u.shape[2:]).to(u.dtype)
+
+
+def _circular(grid: Sequence[int], taps: Sequence[int], centers: Sequence[int]) -> tuple[int, ...]:
     """Circular lengths without wrap-around: axis plus reach of the kernel."""
-    axes = zip(args.grid, args.kernels, args.centers, strict=True)
-    return tuple(length + max(center, kernel.shape[-1] - center) for length, kernel, center in axes)
+    return tuple(size + max(center, tap - center) for size, tap, center in zip(grid, taps, centers, strict=True))
+
+
+def _sizes(args: ConvArgs) -> tuple[int, ...]:
+    return _circular(args.grid, [kernel.shape[-1] for kernel in args.kernels], args.centers)
 
 
 def _spectra(args: ConvArgs, sizes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:

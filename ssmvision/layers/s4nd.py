@@ -27,7 +27,7 @@ from ssmvision.layers.s4nd_kernel import AxisKernel, generate
 from ssmvision.layers.s4nd_optim import param_groups
 from ssmvision.layers.s4nd_output import PointwiseOutput
 
-__all__ = ["KERNELS", "S4ND", "autocast_dtype", "set_rate", "shared_kernels"]
+__all__ = ["KERNELS", "S4ND", "autocast_dtype", "axis_rates", "set_rate", "shared_kernels"]
 
 Rates = float | Sequence[float]
 KERNELS: dict[str, Callable[..., AxisKernel]] = {
@@ -200,10 +200,11 @@ class S4ND(nn.Module):
         return [kernel for kernel in self.kernel._modules.values() if isinstance(kernel, AxisKernel)]
 
     def _rates(self, rate: Rates) -> tuple[float, ...]:
-        rates = (float(rate),) * len(self.l_max) if isinstance(rate, int | float) else tuple(float(r) for r in rate)
-        if len(rates) != len(self.l_max) or not all(0 < r < math.inf for r in rates):
-            raise ValueError(f"rate must be positive, one for all or each of {len(self.l_max)} axes, got {rate}")
-        return rates
+        return axis_rates(rate, len(self.l_max))
+
+    def resample(self, rate: Rates) -> None:
+        """Change the default of forward's `rate`."""
+        self.rate = self._rates(rate)
 
     def _precision(self, x: Tensor) -> Precision:
         device = x.device.type
@@ -353,8 +354,20 @@ def _one_sided(taps: Tensor) -> Tensor:
     return taps
 
 
+def axis_rates(rate: Rates, axes: int) -> tuple[float, ...]:
+    """One sampling rate an axis.
+
+    Raises:
+        ValueError: rates that are not positive and finite, or of another number of axes.
+    """
+    rates = (float(rate),) * axes if isinstance(rate, int | float) else tuple(float(r) for r in rate)
+    if len(rates) != axes or not all(0 < r < math.inf for r in rates):
+        raise ValueError(f"rate must be positive, one for all or each of {axes} axes, got {rate}")
+    return rates
+
+
 def set_rate(model: nn.Module, rate: Rates) -> None:
-    """Set the sampling rate of all S4ND layers of a network, for images of another spacing than those of training.
+    """Set the sampling rate of a network's S4ND layers and their like, for images of another spacing than in training.
 
     Args:
         model: any module.
@@ -362,5 +375,6 @@ def set_rate(model: nn.Module, rate: Rates) -> None:
             downsampling is the same at every rate.
     """
     for module in model.modules():
-        if isinstance(module, S4ND):
-            module.rate = module._rates(rate)
+        resample = getattr(module, "resample", None)
+        if callable(resample):
+            resample(rate)

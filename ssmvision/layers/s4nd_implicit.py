@@ -122,7 +122,7 @@ class TNNKernel(ImplicitKernel):
 
     def response(self, lags: Tensor) -> Tensor:
         """See `ImplicitKernel`."""
-        taps: Tensor = self.network(lags.unsqueeze(-1)) * self.decay ** lags.abs().unsqueeze(-1)
+        taps: Tensor = self.network(lags.unsqueeze(-1)) * torch.pow(self.decay, lags.abs()).unsqueeze(-1)
         return taps.unflatten(-1, (-1, self.d_model))
 
 
@@ -192,8 +192,12 @@ class Window:
 
     def __call__(self, t: Tensor) -> Tensor:
         """Distances (..., 1) -> (..., H)."""
-        rates = torch.linspace(1 / self.slow, 1 / self.fast, self.features, device=t.device, dtype=t.dtype)
-        return torch.exp(t * math.log(0.01) * rates) + self.shift
+        return torch.exp(-t * self.alpha(t)) + self.shift
+
+    def alpha(self, like: Tensor) -> Tensor:
+        """The decays (H,), of the device and dtype of a tensor."""
+        ends = 1 / self.slow, 1 / self.fast
+        return -math.log(0.01) * torch.linspace(*ends, self.features, device=like.device, dtype=like.dtype)
 
 
 class HyenaKernel(ImplicitKernel):

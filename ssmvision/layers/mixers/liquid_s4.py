@@ -103,8 +103,8 @@ class LiquidConvolution(S4ND):
         every = [torch.cat([t[:, d[a] : d[a] + 1] for d in degrees], 2) for a, t in enumerate(taps)]
         precision = self._precision(x)
         y = long_conv_nd(torch.cat(maps, 1), every, None, centers=centers, precision=precision, backend=self.backend)
-        y = y.unflatten(2, (len(maps), -1)).sum(2).squeeze(1).movedim(1, -1)
-        return y if self.D is None else y + self.D * u
+        total: Tensor = y.unflatten(2, (len(maps), -1)).sum(2).squeeze(1).movedim(1, -1)
+        return total if self.D is None else total + self.D * u
 
 
 def _later(x: Tensor, axis: int) -> Tensor:
@@ -140,6 +140,6 @@ def liquid_s4_mixer(
     Returns:
         Module (B, *grid, dim) -> (B, *grid, dim).
     """
-    kernel = {"d_state": d_state, "init": init, "n_ssm": n_ssm, "dt_min": dt_min, "dt_max": dt_max}
+    kernel: dict[str, Any] = {"d_state": d_state, "init": init, "n_ssm": n_ssm, "dt_min": dt_min, "dt_max": dt_max}
     build = partial(LiquidConvolution, degree=degree, **kernel)
     return long_conv_mixer(dim, spatial_dims, build, gate, gate_args, layer, symmetric=True)

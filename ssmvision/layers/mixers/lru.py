@@ -51,7 +51,7 @@ def lru_mixer(
     return long_conv_mixer(dim, spatial_dims, build, gate, gate_args, layer)
 
 
-def lru_layer(width: int, d_state: int, ring: Mapping[str, float], **options: Any) -> StateMixer:
+def lru_layer(width: int, d_state: int, ring: Mapping[str, Any], **options: Any) -> StateMixer:
     """The layer with the initial B and C of the paper's appendix A."""
     with torch.device("cpu"):
         B = torch.randn(d_state, width, dtype=torch.complex128) / width**0.5

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmvision.layers.mixers import build_mixer
+from ssmvision.layers.s4nd import set_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL: dict[str, dict[str, Any]] = {
     "s4d": {"d_state": 8, "dt_min": 0.1},
@@ -200,6 +203,23 @@ class TestDimensions:
         x = image(5, 7)
         torch.testing.assert_close(other(x.transpose(1, 2)).transpose(1, 2), module(x), rtol=1e-9, atol=1e-9)
         assert not torch.allclose(other(x), module(x))
+
+    def test_hyena_over_the_whole_grid(self) -> None:
+        layer, u = core("hyena", 2, full_nd=True), image(3, 4, batch=1)
+        flat = u[0].flatten(0, 1)
+        places = torch.cartesian_prod(torch.arange(3.0), torch.arange(4.0)).double()
+        t = (places[:, None] - places) / 9
+        decay = math.log(100) * torch.linspace(1 / 1.5, 1 / 0.3, WIDTH, dtype=u.dtype)
+        kernel = layer.network(t) * (torch.exp(-t.norm(dim=-1, keepdim=True) * decay) + 0.05)
+        expected = torch.einsum("ijh,jh->ih", kernel, flat) + layer.D * flat
+        torch.testing.assert_close(layer(u)[0].flatten(0, 1), expected, rtol=1e-10, atol=1e-10)
+        coarse = layer(u)
+        set_rate(layer, 2.0)
+        assert not torch.allclose(layer(u), coarse)
+        with pytest.raises(
+            ValueError, match="full_nd=True has no option 'trank'; besides its own it has bidirectional"
+        ):
+            build_mixer("hyena", WIDTH, 2, full_nd=True, trank=2)
 
     @pytest.mark.parametrize("axes", [1, 2, 3])
     @pytest.mark.parametrize("name", LOOPS)
