@@ -65,7 +65,8 @@ def mean_curves(histories: Mapping[str, Sequence[Rows]]) -> bytes:
 def cases_png(cases: Sequence[Shown], classes: int, dpi: int = 80) -> bytes:
     """A row per case: the axial slice with most of the reference, plain, with the reference, with each prediction.
 
-    Radiological convention: the patient's right is on the viewer's left. Pixels keep the voxel's proportions.
+    Where the reference is empty, it is the slice with most of the predictions. Radiological convention: the patient's
+    right is on the viewer's left. Pixels keep the voxel's proportions.
 
     Args:
         cases: the rows; all have the same networks.
@@ -78,12 +79,13 @@ def cases_png(cases: Sequence[Shown], classes: int, dpi: int = 80) -> bytes:
     for axes, case in zip(figure.subplots(len(cases), columns, squeeze=False), cases, strict=True):
         image, spacing = to_ras(case.image, case.affine)
         reference = to_ras(case.reference, case.affine)[0]
-        index = int((reference > 0).sum((0, 1)).argmax())
-        box = _box(reference[..., index], spacing)
+        found = {name: to_ras(labels, case.affine)[0] for name, labels in case.predictions.items()}
+        # A case may be among the worst because nothing is to be found in it.
+        labelled = reference if reference.any() else np.add.reduce([labels > 0 for labels in found.values()])
+        index = int((labelled > 0).sum((0, 1)).argmax())
+        box = _box(labelled[..., index], spacing)
         drawn: list[tuple[str, Any]] = [("image", None), ("reference", reference)]
-        drawn += [
-            (f"{name}\n{case.notes[name]}", to_ras(labels, case.affine)[0]) for name, labels in case.predictions.items()
-        ]
+        drawn += [(f"{name}\n{case.notes[name]}", labels) for name, labels in found.items()]
         for panel, (title, labels) in zip(axes, drawn, strict=True):
             cut = None if labels is None else labels[..., index][box]
             _draw(panel, image[..., index][box], cut, classes, spacing[1] / spacing[0])
@@ -95,8 +97,10 @@ def cases_png(cases: Sequence[Shown], classes: int, dpi: int = 80) -> bytes:
 
 
 def _box(mask: NDArray[np.integer], spacing: Sequence[float]) -> tuple[slice, slice]:
-    """The labelled part of a slice (X, Y) with a margin."""
+    """The labelled part of a slice (X, Y) with a margin; all of a slice without labels."""
     inside = np.argwhere(mask > 0)
+    if not len(inside):
+        return slice(None), slice(None)
     margin = [math.ceil(MARGIN_MM / edge) for edge in spacing[:2]]
     x, y = (
         slice(max(int(low) - m, 0), int(high) + m + 1)

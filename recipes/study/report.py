@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +85,8 @@ def _extremes(dataset: Dataset, study: Study, trainings: Sequence[Training]) -> 
         name: mean_score([s for r in study.results for s in r.scores if s.case == name], "dice")
         for name in dict.fromkeys(s.case for r in study.results for s in r.scores)
     }
+    # NaN, where neither reference nor predictions have a label, is neither more nor less than anything.
+    by_case = {name: dice for name, dice in by_case.items() if not math.isnan(dice)} or by_case
     best, worst = max(by_case, key=by_case.__getitem__), min(by_case, key=by_case.__getitem__)
     shown = []
     for title, name in dict.fromkeys((("best", best), ("worst", worst))):

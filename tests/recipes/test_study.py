@@ -23,6 +23,7 @@ from ssmvision.recipes.study import brain, packages
 from ssmvision.recipes.study.command import check_settings, run
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost
+from ssmvision.recipes.study.pictures import Shown, cases_png
 from ssmvision.recipes.study.rules import most_frequent, score_rules, stretch
 from ssmvision.recipes.study.summary import Result, Study, differences, markdown, to_csv
 from ssmvision.recipes.study.tables import spread
@@ -134,6 +135,15 @@ def test_tables_hold_mean_and_spread_over_the_seeds() -> None:
     # A seed without all folds tells nothing of all cases.
     part = replace(made, results=results[:3])
     assert part.values("A", "dice") == pytest.approx([0.6])
+
+
+def test_a_case_with_nothing_to_find_is_pictured() -> None:
+    empty, invented = np.zeros((6, 5, 4), np.uint8), np.zeros((6, 5, 4), np.uint8)
+    invented[2:4, 2:4, 3] = 1
+    image = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    for labels in (empty, invented):
+        shown = Shown("worst: a", image, np.eye(4), empty, {"A": labels}, {"A": "Dice"})
+        assert cases_png([shown], 1).startswith(b"\x89PNG")
 
 
 def test_rules_without_training(tmp_path: Path) -> None:
