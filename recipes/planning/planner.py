@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmvision.errors import UserError
 from ssmvision.recipes.planning.budgets import Budget
 from ssmvision.recipes.planning.fingerprint import Fingerprint
 from ssmvision.recipes.planning.normalization import mask_for_norm, scheme_of
@@ -89,10 +90,11 @@ def decide(
         spacing_mm: full-resolution voxel size (z, y, x) to use instead of the rule's.
 
     Raises:
-        UserError: the budget is too small for any patch.
+        UserError: the budget is too small for any patch, or the wanted voxels are larger than the median case.
     """
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     target = target_spacing(spacings, shapes) if spacing_mm is None else np.array(spacing_mm, dtype=np.float64)
+    _check_extent(fingerprint, target)
     order = list(coarsest_first(target))
     full, shape = target[order], _median_shape(fingerprint, target)[order]
     voxels = float(np.prod(shape)) * cases
@@ -113,6 +115,16 @@ def decide(
         configurations,
         cascade,
     )
+
+
+def _check_extent(fingerprint: Fingerprint, target: NDArray[np.float64]) -> None:
+    extent = np.median(np.multiply(fingerprint.spacings, fingerprint.shapes_after_crop), axis=0)
+    if (target > extent).any():
+        sizes, room = (" x ".join(f"{edge:g}" for edge in edges[::-1]) for edges in (target, extent))
+        raise UserError(
+            f"spacing_mm: voxels of {sizes} mm (x, y, z) are larger than the median case, which measures {room} mm; "
+            "give smaller sizes"
+        )
 
 
 def _median_shape(fingerprint: Fingerprint, target: NDArray[np.float64]) -> NDArray[np.float64]:

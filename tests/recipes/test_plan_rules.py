@@ -95,3 +95,9 @@ def test_single_slices_get_no_3d_configuration() -> None:
     fingerprint = Fingerprint(((999.0, 1.0, 1.0),) * 3, ((1, 64, 80),) * 3, (), 1.0)
     decisions = decide(fingerprint, ["R"], 2, 3, BUDGETS["default"])
     assert list(decisions.configurations) == ["2d"]
+
+
+def test_voxels_larger_than_the_median_case_are_refused() -> None:
+    fingerprint = Fingerprint(((1.0, 1.0, 1.0),) * 3, ((40, 50, 60),) * 3, (), 1.0)
+    with pytest.raises(UserError, match=r"voxels of 1 x 1 x 100 mm .* which measures 60 x 50 x 40 mm; give smaller"):
+        decide(fingerprint, ["R"], 2, 3, BUDGETS["default"], (100.0, 1.0, 1.0))
