@@ -160,7 +160,7 @@ def _surface_scores(
 
 def _surface_mm(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
     """Places (N, D) in mm of the mask's voxels that have a face in common with a voxel outside."""
-    return np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(spacing_mm, dtype=np.float64)
+    return np.asarray(np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(spacing_mm), dtype=np.float64)
 
 
 def _distances(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
