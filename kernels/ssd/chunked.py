@@ -62,18 +62,23 @@ class _Decays(NamedTuple):
     to_exit: Tensor
 
 
-def _between(a: Tensor) -> Tensor:
-    """exp(a_{s+1} + ... + a_t) for t >= s, else 0: (..., t) -> (..., t, s).
+def _sums_up_to(a: Tensor) -> Tensor:
+    """a_0 + ... + a_t (..., t) in float64, so that differences of these sums keep the digits of single precision.
 
-    Every sum is added up on its own: as a difference of two long sums it would lose their digits.
+    By a product, since CUDA's cumulative sum takes a square of memory where algorithms must be deterministic.
     """
-    steps = a.shape[-1]
-    return a.unsqueeze(-1).expand(*a.shape, steps).tril(-1).cumsum(-2).exp().tril()
+    return a.double() @ a.new_ones(a.shape[-1], a.shape[-1], dtype=torch.float64).triu()
+
+
+def _between(a: Tensor) -> Tensor:
+    """exp(a_{s+1} + ... + a_t) for t >= s, else 0: (..., t) -> (..., t, s)."""
+    total = _sums_up_to(a)
+    return (total.unsqueeze(-1) - total.unsqueeze(-2)).to(a.dtype).exp().tril()
 
 
 def _decays(a: Tensor) -> _Decays:
     between = _between(a)
-    from_entry, to_exit = a.cumsum(-1).exp(), between[..., -1, :]
+    from_entry, to_exit = _sums_up_to(a).to(a.dtype).exp(), between[..., -1, :]
     return _Decays(between, *(t.transpose(-1, -2).unsqueeze(-1) for t in (from_entry, to_exit)))
 
 
@@ -139,5 +144,5 @@ def backward(chunks: Chunks, dy: Tensor, dtype: torch.dtype) -> ChunkGrads:
     arriving -= (dfill * u).sum(-1).transpose(-1, -2)
 
     across = (dexit * states[:, 1:]).sum((-1, -3)).unsqueeze(-1)
-    da = arriving.flip(-1).cumsum(-1).flip(-1) + across
+    da = _sums_up_to(arriving.flip(-1)).flip(-1).to(a.dtype) + across
     return ChunkGrads(du, da, dB, dC)
