@@ -12,6 +12,7 @@ from ssmvision.kernels.projected_scan import projected_scan_nd, projected_scan_p
 from ssmvision.kernels.routes import ROUTES, inverse_route, route_index, route_names
 from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.selective_scan import selective_scan, selective_scan_nd
+from ssmvision.kernels.ssd import ssd_nd
 from ssmvision.kernels.subgrids import join_subgrids, split_subgrids, subgrid_conv, subgrid_norm
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_nd",
     "split_subgrids",
+    "ssd_nd",
     "subgrid_conv",
     "subgrid_norm",
 ]
