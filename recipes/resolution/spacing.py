@@ -107,6 +107,7 @@ def _layer(config: SpacingConfig, seed: int) -> S4ND:
     steps: dict[str, Any] = {"dt_min": config.dt_min, "dt_max": config.dt_max}
     layer = S4ND(config.channels, config.d_state, dim=3, kernel="s4d", n_ssm=1, symmetric_center=True, **steps)
     # The skip sees no neighbour, so it is right at every spacing and would only hide differences.
+    assert layer.D is not None
     torch.nn.init.zeros_(layer.D)
     return layer.eval()
 

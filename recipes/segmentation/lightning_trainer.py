@@ -124,7 +124,7 @@ def make_trainer(
     bars = [RichProgressBar()] if terminal else []
     if t.deterministic:
         # PyTorch would also fill every new tensor, 4 % of UMambaEnc's step, for code that reads what nobody wrote.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainer = Trainer(
         default_root_dir=checkpoints.path.parent,
         accelerator=t.accelerator,

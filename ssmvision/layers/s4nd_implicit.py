@@ -123,7 +123,8 @@ class TNNKernel(ImplicitKernel):
     def response(self, lags: Tensor) -> Tensor:
         """See `ImplicitKernel`."""
         taps: Tensor = self.network(lags.unsqueeze(-1)) * torch.pow(self.decay, lags.abs()).unsqueeze(-1)
-        return taps.unflatten(-1, (-1, self.d_model))
+        apart: Tensor = taps.unflatten(-1, (-1, self.d_model))
+        return apart
 
 
 class HyenaNetwork(nn.Module):

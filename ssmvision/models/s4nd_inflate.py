@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def reset_time_kernels(model: S4NDConvNeXt, dt: float = 2.0, init: str = "legs")
         if not isinstance(old, S4DKernel):
             raise ValueError(f"{type(old).__name__} has no step size to reset; use kernel='s4' or 's4d'")
         fresh = build(old.d_model, channels=old.channels, l_max=old.l_max, **args)
-        layer.kernel[0] = fresh.to(device=old.C.device, dtype=old.C.dtype)
+        layer.kernel[0] = fresh.to(cast(Tensor, old.C))
 
 
 def inflate_state_dict(

@@ -57,7 +57,7 @@ class EinFFT(nn.Module):
             real, imag = _linear(spectrum.real, spectrum.imag, self.weight1, self.bias1)
             real, imag = _linear(real.relu(), imag.relu(), self.weight2, self.bias2)
             shrunk = torch.complex(F.softshrink(real, self.threshold), F.softshrink(imag, self.threshold))
-            mixed = torch.fft.ifft2(shrunk, dim=(1, 3), norm="ortho").real
+            mixed: Tensor = torch.fft.ifft2(shrunk, dim=(1, 3), norm="ortho").real
         return mixed.reshape(x.shape).to(x.dtype)
 
 

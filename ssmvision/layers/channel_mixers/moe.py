@@ -92,7 +92,8 @@ class MixtureOfExperts(nn.Module):
         )
         hidden = F.gelu(torch.baddbmm(bias1, sorted_tokens, weight1))
         said = torch.baddbmm(bias2, hidden, weight2)
-        return said.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        found: Tensor = said.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "balance_loss": None}  # a tensor with a history cannot be copied
