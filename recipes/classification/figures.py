@@ -63,7 +63,7 @@ def calibration_png(bins: Sequence[Bin]) -> bytes:
     above.plot([one.confidence for one in used], [one.accuracy for one in used], "o", color="#0072B2", markersize=4)
     above.set_ylabel("share that is right")
     above.set_ylim(0, 1)
-    above.legend(frameon=False, fontsize=8, loc="upper left")
+    above.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # off every bar
     below.bar(centres, [one.count for one in used], width=0.92 * width, color="0.6")
     below.set_ylabel("pictures")
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -24,7 +24,18 @@ from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.weights import load_weights
 
 __all__ = [
-    *("CONFIG", "MODEL", "SavedModel", "Spec", "build", "count_all", "create", "open_model", "probabilities"),
+    *(
+        "CONFIG",
+        "MODEL",
+        "SavedModel",
+        "Spec",
+        "build",
+        "check_name",
+        "count_all",
+        "create",
+        "open_model",
+        "probabilities",
+    ),
     *("save_model", "start_from", "weights_file"),
 ]
 
@@ -69,11 +80,7 @@ def build(config: ModelConfig, classes: tuple[str, ...], scale: Scale) -> tuple[
         UserError: timm has no such model, or it does not take these arguments or this size; or timm has no weights for
             it, or cannot fetch them.
     """
-    if not timm.is_model(config.name):
-        close = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:4])
-        raise UserError(f"model.name: timm has no {config.name!r}{f'; it has {close}' if close else ''}")
-    if config.pretrained:
-        _check_pretrained(config.name)
+    check_name(config)
     arguments: dict[str, Any] = {"num_classes": len(classes), "in_chans": len(scale.mean), **config.arguments}
     if config.drop_path:
         arguments["drop_path_rate"] = config.drop_path
@@ -88,10 +95,19 @@ def build(config: ModelConfig, classes: tuple[str, ...], scale: Scale) -> tuple[
     return network, Spec(config.name.partition(".")[0], arguments, classes, scale)
 
 
-def _check_pretrained(name: str) -> None:
+def check_name(config: ModelConfig) -> None:
+    """Refuses what timm does not have.
+
+    Raises:
+        UserError: no such model, or no weights for it although they are wanted.
+    """
+    name = config.name
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4])
+        raise UserError(f"model.name: timm has no {name!r}{f'; it has {close}' if close else ''}")
     architecture = name.partition(".")[0]
-    tags = timm.list_pretrained(f"{architecture}.*")
-    if name not in tags and not (name == architecture and tags):
+    tags = timm.list_pretrained(f"{architecture}.*") if config.pretrained else []
+    if config.pretrained and name not in tags and not (name == architecture and tags):
         known = f"; it has {', '.join(tags[:4])}" if tags else ""
         raise UserError(f"model.pretrained: timm has no weights of {name}{known}; give a model.checkpoint or false")
 
@@ -190,7 +206,7 @@ def save_model(folder: Path, network: nn.Module, spec: Spec, training: dict[str,
     """
     known, scale = cast(dict[str, Any], network.pretrained_cfg), spec.scale
     described = {
-        "architecture": spec.name.partition(".")[0],
+        "architecture": spec.name,
         "input_size": (len(scale.mean), *scale.size),
         "fixed_input_size": "img_size" in spec.arguments,
         "interpolation": "bilinear",

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssmvision.recipes.classification.config import ClassifyTrainConfig, ModelConfig
 from ssmvision.recipes.classification.data import Scale, measure_scale
-from ssmvision.recipes.classification.networks import CONFIG, Spec, build, start_from, weights_file
+from ssmvision.recipes.classification.networks import CONFIG, Spec, build, check_name, start_from, weights_file
 from ssmvision.recipes.classification.pictures import PictureSets
 from ssmvision.recipes.segmentation.datalist import read_json
 
@@ -38,7 +38,7 @@ def choose_scale(config: ClassifyTrainConfig, sets: PictureSets) -> Scale:
     """That of the training pictures; with mean and deviation of the weights that training starts from, where told.
 
     Raises:
-        UserError: see `measure_scale`; or the description of a checkpoint cannot be read.
+        UserError: see `measure_scale` and `check_name`; or the description of a checkpoint cannot be read.
     """
     scale = measure_scale(sets.training, config)
     told = _told(config.model)
@@ -54,8 +54,10 @@ def _told(model: ModelConfig) -> Mapping[str, Any]:
         path = weights_file(model.checkpoint).with_name(CONFIG)
         described = read_json(path, "restore it") if path.is_file() else {}
         return cast(Mapping[str, Any], described.get("pretrained_cfg") or {})
-    found = timm.get_pretrained_cfg(model.name) if model.pretrained else None
-    return found.to_dict() if found is not None else {}
+    if not model.pretrained:
+        return {}
+    check_name(model)
+    return cast(Mapping[str, Any], timm.get_pretrained_cfg(model.name).to_dict())
 
 
 def _for_channels(values: Any, channels: int) -> tuple[float, ...]:

@@ -234,7 +234,7 @@ def test_weights_of_timm_are_fetched_and_their_scale_kept(tmp_path: Path, monkey
         make_network(config, sets, spec.scale)
     for name in ("s4nd_convnext_micro", "vit_tiny_patch16_224.nobody"):
         with pytest.raises(UserError, match=rf"model\.pretrained: timm has no weights of {name}"):
-            build(ModelConfig(name, pretrained=True), sets.classes, spec.scale)
+            choose_scale(replace(config, model=ModelConfig(name, pretrained=True)), sets)
 
 
 @pytest.mark.parametrize(
