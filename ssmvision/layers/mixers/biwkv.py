@@ -24,8 +24,10 @@ def _earlier(k: Tensor, v: Tensor, step: Tensor, backend: str) -> tuple[Tensor, 
     """
     # Counted from the middle, so that what is added to the keys stays as small as can be.
     places = torch.arange(k.shape[1], device=k.device, dtype=k.dtype) - (k.shape[1] - 1) / 2
-    slope = places.unsqueeze(-1) * step
-    total = torch.logcumsumexp(k + slope, 1) - slope
+    slope = step.unsqueeze(-1) * places
+    # A row for each channel, which many threads walk together; along the first axis of a map a thread would walk alone.
+    rows = (k.transpose(1, 2) + slope).contiguous()
+    total = (torch.logcumsumexp(rows, -1) - slope).transpose(1, 2)
     decay = F.softplus(k[:, 1:] - total[:, :-1] + step)
     decay = F.pad(decay, (0, 0, 1, 0), value=ALL)[:, : k.shape[1]]
     mean = gated_recurrence(v, decay, routes=("forward",), backend=backend)
