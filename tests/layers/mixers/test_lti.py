@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssmvision.kernels.s4nd.linear_system import impulse_response
 from ssmvision.layers.mixers import build_mixer
 from ssmvision.layers.s4nd import set_rate
+from ssmvision.layers.s4nd_states import LRUStates, S5States, StateKernel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +193,59 @@ class TestEquations:
         torch.testing.assert_close(layer(u)[0], LOOPS[name](layer, u[0]), rtol=1e-10, atol=1e-10)
 
 
+def flipped(name: str, layer: Any) -> None:
+    """Changes a layer's parameters so that its kernels run the other way along the first axis."""
+    kernel = (layer.states if hasattr(layer, "states") else layer).kernel[0]
+    if name in ("s4d", "dss"):
+        kernel.C.copy_(kernel.C.roll(1, 0))
+    elif name == "ema":
+        for parameter in kernel.parameters():
+            parameter.copy_(parameter.roll(WIDTH, 0))
+    elif name in ("s5", "lru"):  # the first direction has the output matrix C, the second C diag(w)
+        turn = complexes(kernel.turn)
+        layer.C.copy_(torch.view_as_real(complexes(layer.C) * turn))
+        kernel.turn.copy_(torch.view_as_real(1 / turn))
+    elif name == "tnn":
+        kernel.network[0].weight.neg_()
+    else:  # the position itself and its sines are odd
+        kernel.network.hidden[0].weight[:, [0, 3, 4]] *= -1
+
+
 class TestDimensions:
+    @pytest.mark.parametrize("name", [name for name in LOOPS if name != "liquid_s4"])
+    def test_flips_exchange_the_directions(self, name: str) -> None:
+        options = {} if name in ("tnn", "hyena") else {"symmetric_center": True}
+        layer, other, u = core(name, 2, **options), core(name, 2, **options), image(4, 5)
+        with torch.no_grad():
+            flipped(name, other)
+        torch.testing.assert_close(other(u.flip(1)).flip(1), layer(u), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(layer(u.flip(1)).flip(1), layer(u))
+
+    @pytest.mark.parametrize("states", [S5States, LRUStates])
+    def test_recurrence_of_complex_states(self, states: type[StateKernel]) -> None:
+        options: dict[str, Any] = (
+            {"A": torch.complex(-torch.rand(5) - 0.1, torch.randn(5))} if states is S5States else {}
+        )
+        kernel = states(5, 1, 4, **options).double()
+        torch.testing.assert_close(impulse_response(kernel.system(), 9), kernel(9), rtol=1e-10, atol=1e-12)
+
+    def test_sampling_rate_and_band_of_s5(self) -> None:
+        """A smooth image on a grid twice as fine is filtered into the same picture."""
+        layer = core("s5", 1, dt_min=0.01, dt_max=0.1)
+        layer.D.data.zero_()
+        fine = torch.exp(-((torch.arange(256.0).double() - 120) ** 2) / 640)[None, :, None] * torch.ones(WIDTH)
+        whole = layer(fine)
+        set_rate(layer, 2.0)
+        half = layer(fine[:, ::2])
+        assert (whole[:, ::2] - half).abs().max() < 0.01 * whole.abs().max()
+        limited = core("s5", 1, bandlimit=1e-9)
+        assert torch.equal(limited(fine), limited.D * fine)
+
+    def test_one_graph(self) -> None:
+        module, x = mixer("s5", 2), image(3, 4)
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), module(x))
+
     @pytest.mark.parametrize("name", LOOPS)
     def test_axes_exchange_with_their_kernels(self, name: str) -> None:
         module, other = mixer(name, 2, gate="none"), mixer(name, 2, gate="none")
