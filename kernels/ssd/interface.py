@@ -29,9 +29,11 @@ def ssd_nd(
 
     Along each route and for each head, h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t^T and y_t = C_t h_t + D x_t, from
     h = 0, where h is (N, P) and A a scalar (Dao and Gu, arXiv 2405.21060, eq. 2). The same function as
-    `selective_scan_nd` with a step size and a decay rate for every head, computed by matrix products. In float32
-    (float64 where x or delta is), whatever the dtype or autocast, but for the products of bfloat16 CUDA tensors, which
-    have bfloat16 operands; decays and states are carried in float32. There is no second derivative.
+    `selective_scan_nd` with a step size and a decay rate for every head, computed by matrix products.
+
+    In float32 (float64 where x or delta is), whatever the dtype or autocast; but products of bfloat16 CUDA tensors have
+    bfloat16 operands, and those of others TF32 ones where `torch.set_float32_matmul_precision` allows it. There is no
+    second derivative.
 
     Args:
         x: (B, *grid, H, P) H heads of width P, the same for every route.

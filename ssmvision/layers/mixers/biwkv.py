@@ -29,8 +29,7 @@ def _earlier(k: Tensor, v: Tensor, step: Tensor, backend: str) -> tuple[Tensor, 
     rows = (k.transpose(1, 2) + slope).contiguous()
     total = (torch.logcumsumexp(rows, -1) - slope).transpose(1, 2)
     decay = F.softplus(k[:, 1:] - total[:, :-1] + step)
-    decay = F.pad(decay, (0, 0, 1, 0), value=ALL)[:, : k.shape[1]]
-    mean = gated_recurrence(v, decay, routes=("forward",), backend=backend)
+    mean = gated_recurrence(v, F.pad(decay, (0, 0, 1, 0), value=ALL), routes=("forward",), backend=backend)
     return F.pad(total[:, :-1], (0, 0, 1, 0), value=-torch.inf), F.pad(mean[:, :-1], (0, 0, 1, 0))
 
 
