@@ -30,8 +30,8 @@ def find_bids(root: Path) -> FoundDataset:
             labels.setdefault(case, []).append(path)
         elif "derivatives" in path.relative_to(root).parts:
             found.findings.note(path, "an image among the derivatives is not read")
-        else:
-            images.setdefault(case, {})[rest] = path
+        elif (first := images.setdefault(case, {}).setdefault(rest, path)) is not path:
+            found.findings.error(path, f"case {case!r} has this image twice, also as {first}", "remove one")
     channels = _common(found, images)
     found.channels = tuple(channels) or None
     for case, files in images.items():

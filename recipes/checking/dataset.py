@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from ssmvision.recipes.checking.cases import FoundDataset
+from ssmvision.recipes.checking.cases import CheckCase, FoundDataset
 from ssmvision.recipes.checking.volumes import CaseReport
 
 __all__ = ["check_dataset"]
@@ -28,17 +28,16 @@ def check_dataset(found: FoundDataset, reports: Sequence[CaseReport]) -> None:
 
 def _check_copies(found: FoundDataset, reports: Sequence[CaseReport]) -> None:
     """Cases with equal images: counted twice, or trained on and tested on."""
-    copies: defaultdict[str, list[CaseReport]] = defaultdict(list)
-    for report in reports:
+    copies: defaultdict[str, list[CheckCase]] = defaultdict(list)
+    for case, report in zip(found.cases, reports, strict=True):
         if report.digest:
-            copies[report.digest].append(report)
-    images = {case.id: case.images[0] for case in found.cases}
+            copies[report.digest].append(case)
     for group in copies.values():
         for other in group[1:]:
             first = group[0]
             across = f" ({first.split} and {other.split})" if first.split != other.split else ""
             found.findings.error(
-                images[other.id],
+                other.images[0],
                 f"case {other.id!r} has the same voxels as case {first.id!r}{across}",
                 "remove one: a copy among training and test cases falsifies the scores",
             )

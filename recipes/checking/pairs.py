@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ssmvision.recipes.checking.cases import CheckCase, FoundDataset, nifti_files
@@ -50,9 +51,22 @@ def label_stem(stem: str) -> str | None:
     return None
 
 
+def _by_case(found: FoundDataset, maps: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    kept: dict[str, Path] = {}
+    for case, path in maps:
+        first = kept.setdefault(case, path)
+        if first is not path:
+            found.findings.error(
+                path, f"case {case!r} has another label map, {first.name}", "keep one, merged if need be"
+            )
+    return kept
+
+
 def _two_folders(found: FoundDataset, images: Path, labels: Path) -> None:
     found.findings.note(images, f"images are read from {images.name}/, label maps from {labels.name}/")
-    maps = {label_stem(strip_ending(path)) or strip_ending(path): path for path in nifti_files(labels)[0]}
+    maps = _by_case(
+        found, ((label_stem(strip_ending(path)) or strip_ending(path), path) for path in nifti_files(labels)[0])
+    )
     for path in nifti_files(images)[0]:
         case = strip_ending(path)
         _add(found, case, (path,), maps.pop(case, None) or maps.pop(case.removesuffix("_0000"), None))
@@ -64,7 +78,7 @@ def _two_folders(found: FoundDataset, images: Path, labels: Path) -> None:
 
 def _one_folder(found: FoundDataset, root: Path) -> None:
     files = nifti_files(root)[0]
-    maps = {stem: path for path in files if (stem := label_stem(strip_ending(path))) is not None}
+    maps = _by_case(found, ((stem, path) for path in files if (stem := label_stem(strip_ending(path))) is not None))
     for path in files:
         if label_stem(strip_ending(path)) is None:
             _add(found, strip_ending(path), (path,), maps.pop(strip_ending(path), None))

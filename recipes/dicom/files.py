@@ -37,9 +37,13 @@ _IDENTITY = (
 
 
 def visible_files(folder: Path, deep: bool = False) -> Iterator[Path]:
-    """Files in a folder (`deep`: and below it), sorted, hidden ones left out."""
+    """Files in a folder (`deep`: and below it), sorted; hidden ones and those in hidden folders are left out."""
     paths = folder.rglob("*") if deep else folder.iterdir()
-    return (path for path in sorted(paths) if path.is_file() and not path.name.startswith("."))
+    return (path for path in sorted(paths) if path.is_file() and not _hidden(path.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_series(folder: Path) -> bool:

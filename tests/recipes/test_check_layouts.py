@@ -110,6 +110,7 @@ def test_bids(tmp_path: Path) -> None:
             label = tmp_path.joinpath("derivatives", "manual", *name.split("_"), "anat", f"{name}_dseg.nii.gz")
             put(label, i, mask=True)
     put(tmp_path / "sub-1" / "anat" / "sub-1_FLAIR.nii.gz", 20)
+    put(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii", 30)
     table = tmp_path / "derivatives" / "manual" / "dseg.tsv"
     table.write_text("index\tname\n1\tball\n2\tcube\n")
     report = run(tmp_path)
@@ -117,7 +118,9 @@ def test_bids(tmp_path: Path) -> None:
     assert report.dataset.channels == ("T1w", "acq-fast_T2w")
     assert report.dataset.labels == {"background": 0, "ball": 1, "cube": 2}
     assert [case.id for case in report.cases] == ["sub-1", "sub-2_ses-1", "sub-2_ses-2", "sub-3"]
+    twice = tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii"
     assert problems(report) == [
+        ("sub-1_T1w.nii.gz", f"case 'sub-1' has this image twice, also as {twice}"),
         ("anat", "case 'sub-3' has no acq-fast_T2w image, unlike most"),
         ("sub-3_T1w.nii.gz", "case 'sub-3' has 0 label maps"),
         ("sub-3_T1w.nii.gz", "1 channel(s), expected 2"),
@@ -143,6 +146,21 @@ def test_plain_pairs(tmp_path: Path, form: str) -> None:
     notes = [problem for _, problem in problems(report, "note")]
     assert "label ids found: [0, 1]; nothing says what they are" in notes
     assert "every case has 1 channel(s)" in notes
+
+
+def test_a_second_label_map_of_a_case_is_not_just_left_out(tmp_path: Path) -> None:
+    beside, apart = tmp_path / "beside", tmp_path / "apart"
+    put(beside / "a.nii.gz", 0)
+    put(apart / "images" / "a.nii.gz", 0)
+    for path in (
+        beside / "a_mask.nii.gz",
+        beside / "a_seg.nii.gz",
+        apart / "masks/a.nii",
+        apart / "masks/a_seg.nii.gz",
+    ):
+        put(path, 0, mask=True)
+    assert problems(run(beside)) == [("a_seg.nii.gz", "case 'a' has another label map, a_mask.nii.gz")]
+    assert problems(run(apart)) == [("a_seg.nii.gz", "case 'a' has another label map, a.nii")]
 
 
 def test_cases_with_other_numbers_of_channels_stand_out(tmp_path: Path) -> None:
