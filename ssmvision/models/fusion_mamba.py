@@ -11,7 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ssmvision.layers.coupled_ssm import CoupledFusion
 from ssmvision.layers.fusion_attention import BiAttention
 from ssmvision.layers.fusion_blocks import DFFM, DVSSBlock
 from ssmvision.layers.fusion_conv import LearnableDescriptiveConv
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FusionMamba"]
 
+FusionBlock = Literal["dffm", "coupled"]
 PATCH = 4
 # What `for_inference` gives another dtype: the blocks, without the parameters that the scan reads in its own.
-BLOCKS, WIDE = ("layers", "Cross_block"), (".Ds", ".dt_projs_bias")
+BLOCKS = ("layers", "Cross_block")
+WIDE = (".Ds", ".dt_projs_bias", ".A_log", ".angles", ".dt_bias", ".D")
 TINY: dict[str, Any] = {"depths": (2, 2, 1, 2), "depths_decoder": (2, 1, 2, 2)}
 
 
@@ -112,6 +115,8 @@ class FusionMamba(nn.Module):
         gate: the second gate of the DFFMs: "own", made from the second image's features, as the first gate is from
             the first's; or "official", made from the first gate, which is a mistake of the published code that all
             its weights are trained with. None is "official" where faithful and "own" otherwise.
+        fusion_block: "dffm", the published one, or "coupled": both images' maps are scanned with states that see each
+            other (`CoupledFusion`, after Coupled Mamba) and added.
 
     Attributes:
         stride: pixels that an element of the coarsest map stands for, along an axis.
@@ -141,11 +146,14 @@ class FusionMamba(nn.Module):
         drop_path_rate: float = 0.1,
         faithful: bool = False,
         gate: Gate | None = None,
+        fusion_block: FusionBlock = "dffm",
     ) -> None:
         super().__init__()
         self.faithful = faithful
         self.gate: Gate = gate or ("official" if faithful else "own")
         _check(depths, depths_decoder, dims, faithful, d_state, self.gate)
+        _check_block(fusion_block, faithful, self.gate)
+        self.fusion_block = fusion_block
         self.stride: int = PATCH * 2 ** (len(dims) - 1)
 
         def embed() -> PatchEmbed:
@@ -169,7 +177,9 @@ class FusionMamba(nn.Module):
         fusion_state = d_state if fusion_d_state is None else fusion_d_state
         self.Cross_block = nn.ModuleDict(
             {
-                str(i): DFFM(dims[i], fusion_state, self.gate, official=faithful)
+                str(i): CoupledFusion(dims[i], fusion_state)
+                if fusion_block == "coupled"
+                else DFFM(dims[i], fusion_state, self.gate, official=faithful)
                 for i in range(0 if faithful else 1, len(dims))
             }
         )
@@ -202,8 +212,10 @@ class FusionMamba(nn.Module):
         A network with gate "own" gets second gates that were never trained, and a warning that says so.
 
         Raises:
-            ValueError: a constant of the published network has another value.
+            ValueError: a constant of the published network has another value, or `fusion_block` is not the published.
         """
+        if self.fusion_block != "dffm":
+            raise ValueError("published weights are of networks with fusion_block='dffm'; build it so")
         return dict(state_dict) if self.faithful else lean_state(state_dict, self.gate)
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> Self:
@@ -309,6 +321,15 @@ def _check(
             f"the published network has gate='official' and d_state=16, got gate={gate!r} and d_state={d_state}; "
             "use fusion_d_state for what the published code calls d_state, or faithful=False"
         )
+
+
+def _check_block(fusion_block: str, faithful: bool, gate: str) -> None:
+    if fusion_block not in ("dffm", "coupled"):
+        raise ValueError(f"fusion_block={fusion_block!r}: choose from 'dffm', 'coupled'")
+    if fusion_block == "coupled" and faithful:
+        raise ValueError("the published network has fusion_block='dffm'; build another with faithful=False")
+    if fusion_block == "coupled" and gate == "official":
+        raise ValueError("gate='official' belongs to fusion_block='dffm'; leave it out")
 
 
 def _initialise(module: nn.Module) -> None:

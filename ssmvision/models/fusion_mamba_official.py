@@ -78,6 +78,9 @@ def constructor_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
         published = any(key.endswith(".base_mask") for key in state)
         own = int(state[f"{deepest}.in_proj2.weight"].shape[0]) == 2 * inner and not published
         settings["gate"] = "own" if own else "official"
+    coupled = state.get(f"Cross_block.{len(depths['layers']) - 1}.coupled.A_log")
+    if coupled is not None:
+        settings |= {"fusion_block": "coupled", "fusion_d_state": int(coupled.shape[-1])}
     return settings
 
 
