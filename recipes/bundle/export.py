@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.bundle.config import ExportConfig
 from ssmvision.recipes.bundle.metadata import bundle_metadata
 from ssmvision.recipes.bundle.texts import NO_LICENSE, bundle_readme
 from ssmvision.recipes.bundle.workflows import EVALUATE, INFERENCE
 from ssmvision.recipes.evaluation.postprocessing import POSTPROCESSING, find_rule
+from ssmvision.recipes.export.config import ExportConfig
 from ssmvision.recipes.segmentation.weights import CARD, WEIGHTS, ModelCard, open_model
 from ssmvision.recipes.segmentation.writing import check_folder
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from ssmvision.recipes.bundle.config import ExportConfig
+from ssmvision.recipes.export.config import ExportConfig
 from ssmvision.recipes.segmentation.weights import ModelCard
 
 __all__ = ["bundle_metadata", "bundle_name", "ordered_labels"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssmvision.recipes.bundle.config import ExportConfig
 from ssmvision.recipes.bundle.metadata import bundle_name, ordered_labels
+from ssmvision.recipes.export.config import ExportConfig
 from ssmvision.recipes.segmentation.weights import ModelCard
 
 __all__ = ["NO_LICENSE", "bundle_readme"]

@@ -15,7 +15,7 @@ _PREPROCESSING = "ssmvision.recipes.preprocessing"
 _FUSION = "ssmvision.recipes.fusion"
 _RESOLUTION = "ssmvision.recipes.resolution"
 _CLASSIFICATION = "ssmvision.recipes.classification"
-_BUNDLE = "ssmvision.recipes.bundle"
+_EXPORT = "ssmvision.recipes.export"
 _STUDY = "ssmvision.recipes.study"
 _IMAGE_STUDY = "ssmvision.recipes.image_study"
 _CLI = "ssmvision.cli"
@@ -122,9 +122,9 @@ COMMANDS = (
     ),
     Command(
         "export",
-        "write a trained network as a MONAI bundle",
-        f"{_BUNDLE}.config:ExportConfig",
-        f"{_BUNDLE}.export:run",
+        "write a trained network as ONNX, torch.export program or MONAI bundle, compared with PyTorch",
+        f"{_EXPORT}.config:ExportConfig",
+        f"{_EXPORT}.command:run",
         positional=True,
         extra="recipes",
     ),
@@ -266,6 +266,19 @@ COMMANDS = (
         "time a model beside a vision transformer on this CPU, and its scan beside the loop that defines it",
         "ssmvision.bench.config:BenchCpuConfig",
         "ssmvision.bench.cpu:run",
+    ),
+    Command(
+        "bench compile",
+        "time what torch.compile gains on a GPU, beside CUDA graphs",
+        "ssmvision.bench.compile_config:BenchCompileConfig",
+        "ssmvision.bench.compile:run",
+    ),
+    Command(
+        "bench export",
+        "compile and export models at full size on this CPU, and compare the results",
+        "ssmvision.bench.export_config:BenchExportConfig",
+        "ssmvision.bench.export:run",
+        extra="onnx",
     ),
     Command(
         "bench s4nd",

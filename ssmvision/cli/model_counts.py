@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["COUNTS", "NETWORKS", "measure"]
+__all__ = ["COUNTS", "NETWORKS", "full_size", "measure"]
 
 # Networks that timm does not build: a call of the class, the shapes of the inputs that it is counted with, and its
 # paper's code.
@@ -71,7 +71,7 @@ def measure(name: str) -> tuple[int, int]:
 
     from ssmvision.flops import count
 
-    build, shapes = _recipe(name)
+    build, shapes = full_size(name)
     with torch.device("meta"):
         model = build().eval()
         inputs = [torch.empty(1, *shape) for shape in shapes]
@@ -80,7 +80,12 @@ def measure(name: str) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), count(model, *inputs).macs
 
 
-def _recipe(name: str) -> tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]:
+def full_size(name: str) -> tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]:
+    """What builds a model of the table, and the shape of each input without its batch.
+
+    Args:
+        name: see `measure`.
+    """
     import timm
 
     from ssmvision import models

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from ssmvision.export.onnx import OnnxReport, to_onnx
+from ssmvision.export.comparison import ExportReport
+from ssmvision.export.onnx import to_onnx
+from ssmvision.export.program import load_program, to_program
 
-__all__ = ["OnnxReport", "to_onnx"]
+__all__ = ["ExportReport", "load_program", "to_onnx", "to_program"]

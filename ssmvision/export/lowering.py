@@ -24,16 +24,15 @@ from ssmvision.kernels.subgrids import op as subgrids
 from ssmvision.layers.mamba import MambaMixer
 from ssmvision.layers.s4nd import S4ND
 
-__all__ = ["decompositions", "has_fixed_kernels", "layer_by_layer"]
+__all__ = ["decompositions", "layer_by_layer", "with_held_kernels"]
 
 Function = Callable[..., Any]
 
 
-def layer_by_layer(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+def with_held_kernels(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     """A copy on the CPU for exporting, in evaluation mode and float32.
 
-    Its Mamba mixers run their layers one by one, and its S4ND layers hold the kernels that these inputs ask for, so
-    that a graph need not generate them.
+    Its S4ND layers hold the kernels that these inputs ask for, so that a graph need not generate them.
 
     Args:
         model: stays as it is.
@@ -43,16 +42,18 @@ def layer_by_layer(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     with torch.no_grad():
         copied(*inputs)
     for module in copied.modules():
-        if isinstance(module, MambaMixer):
-            module.fused = False
         if isinstance(module, S4ND) and module._cache is not None:
             _hold_kernels(module, module._cache[1])
     return copied
 
 
-def has_fixed_kernels(model: nn.Module) -> bool:
-    """Whether a copy by `layer_by_layer` holds kernels of one size only."""
-    return any(isinstance(module, S4ND) for module in model.modules())
+def layer_by_layer(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """As `with_held_kernels`, and its Mamba mixers run their layers one by one, which come down to standard ones."""
+    copied = with_held_kernels(model, inputs)
+    for module in copied.modules():
+        if isinstance(module, MambaMixer):
+            module.fused = False
+    return copied
 
 
 def _hold_kernels(layer: S4ND, made: AxisKernels) -> None:

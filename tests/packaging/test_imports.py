@@ -26,7 +26,10 @@ MAY_IMPORT = {
     "ssmvision.convert": {"ssmvision.errors", "ssmvision.pickled_numbers"},
     "ssmvision.metrics": {"ssmvision.metrics"},
     "ssmvision.models": {*(f"ssmvision.{name}" for name in ("convert", "errors", "kernels", "layers", "models"))},
-    "ssmvision.bench": {*(f"ssmvision.{name}" for name in ("bench", "errors", "kernels", "layers", "models", "ops"))},
+    "ssmvision.bench": {
+        *(f"ssmvision.{name}" for name in ("bench", "errors", "export", "kernels", "layers", "models", "ops")),
+        "ssmvision.cli.model_counts",
+    },
     "ssmvision.export": {*(f"ssmvision.{name}" for name in ("errors", "export", "kernels", "layers"))},
     "ssmvision.configs": set(),
     "ssmvision": {

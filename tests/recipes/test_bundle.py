@@ -16,8 +16,8 @@ from ssmvision.cli import main
 from ssmvision.errors import UserError
 from ssmvision.recipes.bundle import export
 from ssmvision.recipes.bundle.calls import VolumeInferer
-from ssmvision.recipes.bundle.config import ExportConfig
 from ssmvision.recipes.evaluation.postprocessing import Postprocessing, weights_digest, write_rule
+from ssmvision.recipes.export.config import ExportConfig
 from ssmvision.recipes.segmentation import predict
 from ssmvision.recipes.segmentation.architecture import build_network, plan_network
 from ssmvision.recipes.segmentation.config import ModelConfig, PredictConfig
