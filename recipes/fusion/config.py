@@ -92,6 +92,8 @@ class ModelConfig:
         dims: channels per stage, each twice the one before.
         d_state: states per channel.
         drop_path_rate: largest stochastic depth.
+        fusion_block: "coupled" for states of both images that see each other, in place of the published block. Null:
+            that one.
         faithful: the published network tensor for tensor, dead weights included.
         output: "image", what the network computes is added to both images, as published; or "weights", it decides pixel
             by pixel how much of each image is taken. Then every pixel lies between those of the images, so that nothing
@@ -108,6 +110,7 @@ class ModelConfig:
     dims: tuple[int, ...] = (32, 64)
     d_state: int = 8
     drop_path_rate: float = 0.0
+    fusion_block: Literal["coupled"] | None = None  # null, so that runs from before it was there resume
     faithful: bool = False
     output: Output = "weights"
     input_scale: float = 1.0

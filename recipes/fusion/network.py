@@ -92,6 +92,7 @@ def build_network(config: ModelConfig) -> FusionNetwork:
             d_state=config.d_state,
             drop_path_rate=config.drop_path_rate,
             faithful=config.faithful,
+            fusion_block=config.fusion_block or "dffm",
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error

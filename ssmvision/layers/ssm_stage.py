@@ -33,7 +33,7 @@ class BlockSettings:
     mixer_args: dict[str, Any] = field(default_factory=dict)
     channel_mixer: str = "mlp"
     channel_mixer_args: dict[str, Any] = field(default_factory=dict)
-    layout_args: dict[str | None, Any] = field(default_factory=dict)
+    layout_args: dict[str, Any] = field(default_factory=dict)
 
     def block(self, dim: int, spatial_dims: int, plan: BlockPlan, drop_path: float) -> MixerBlock:
         """A block as its plan says."""
@@ -51,7 +51,7 @@ class BlockSettings:
             options,
             channel_options,
             beside=plan.beside,
-            beside_args=self.layout_args.get(plan.beside, {}),
+            beside_args=self.layout_args.get(plan.beside or "", {}),
             takes_shared=plan.shared,
             drop_path=drop_path,
         )
