@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from ssmvision.recipes.dicom.files import require
 from ssmvision.recipes.dicom.import_case import CaseTask, ImportedCase, import_case
 from ssmvision.recipes.dicom.import_config import ImportConfig
 from ssmvision.recipes.dicom.labels import open_labels
+from ssmvision.recipes.dicom.private_csv import write_private_csv
 from ssmvision.recipes.dicom.scan import FoundSeries, Scan, scan
 from ssmvision.recipes.segmentation.writing import check_folder, check_free, write_bytes
 from ssmvision.recipes.workers import Outcome, count_workers, map_cases
@@ -180,11 +179,8 @@ def _description(config: ImportConfig, channel: str, count: int) -> str:
 
 
 def _write_mapping(path: Path, tasks: Sequence[CaseTask]) -> None:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("case", "folder", "first file", "files", "labels"))
-    for task in tasks:
-        labels = " ".join(file.name for file in task.labels)
-        rows.writerow((task.case, task.files[0].parent, task.files[0].name, len(task.files), labels))
-    write_bytes(path, text.getvalue())
-    path.chmod(0o600)
+    rows = (
+        (task.case, task.files[0].parent, task.files[0].name, len(task.files), " ".join(f.name for f in task.labels))
+        for task in tasks
+    )
+    write_private_csv(path, ("case", "folder", "first file", "files", "labels"), rows)

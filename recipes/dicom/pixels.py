@@ -16,8 +16,8 @@ from ssmvision.recipes.dicom.planes import Plane
 
 __all__ = ["read_pixels"]
 
-# Up to so many bits, rescaled by whole numbers, values are kept as integers.
-_INTEGER_BITS = 16
+# Up to so many bits, rescaled by whole numbers, values are kept as integers, unless 32 bits are too few.
+_INTEGER_BITS, _LARGEST = 16, np.iinfo(np.int32).max
 
 
 def read_pixels(planes: Sequence[Plane]) -> NDArray[Any]:
@@ -33,8 +33,7 @@ def read_pixels(planes: Sequence[Plane]) -> NDArray[Any]:
     Raises:
         UserError: a file is cut short, or compressed in a way that no installed package decodes.
     """
-    whole = all(p.slope.is_integer() and p.intercept.is_integer() and p.bits <= _INTEGER_BITS for p in planes)
-    dtype = np.uint8 if planes[0].photometric == "RGB" else np.int16 if whole else np.float32
+    dtype = np.uint8 if planes[0].photometric == "RGB" else np.int16 if all(map(_whole, planes)) else np.float32
     stack: NDArray[Any] | None = None
     for index, (plane, pixels) in enumerate(_decoded(planes)):
         values = pixels if dtype is np.uint8 else pixels * plane.slope + plane.intercept
@@ -45,6 +44,17 @@ def read_pixels(planes: Sequence[Plane]) -> NDArray[Any]:
         stack[index] = values
     assert stack is not None  # there is at least one slice
     return np.swapaxes(stack, 0, 2)
+
+
+def _whole(plane: Plane) -> bool:
+    """Whether all that the slice's bits can say is, rescaled, an integer of 32 bits."""
+    largest = abs(plane.slope) * 2**plane.bits + abs(plane.intercept)
+    return (
+        plane.slope.is_integer()
+        and plane.intercept.is_integer()
+        and plane.bits <= _INTEGER_BITS
+        and largest <= _LARGEST
+    )
 
 
 def _decoded(planes: Sequence[Plane]) -> Iterator[tuple[Plane, NDArray[Any]]]:

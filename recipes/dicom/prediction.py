@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,20 +13,22 @@ from numpy.typing import NDArray
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.dicom.files import is_dicom, require, visible_files
+from ssmvision.recipes.dicom.private_csv import write_private_csv
 from ssmvision.recipes.dicom.scan import scan
 from ssmvision.recipes.dicom.seg_writing import Algorithm, check_segment_names, write_segmentation
 from ssmvision.recipes.dicom.series import Series, read_series
+from ssmvision.recipes.evaluation.postprocessing import weights_digest
 from ssmvision.recipes.segmentation.config import PredictConfig
-from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.inputs import NIFTI, image_files
 from ssmvision.recipes.segmentation.job import Job
 from ssmvision.recipes.segmentation.volumes import Grid, Volume, usable_volume
-from ssmvision.recipes.segmentation.weights import CARD, ModelCard
-from ssmvision.recipes.segmentation.writing import check_free, write_bytes
+from ssmvision.recipes.segmentation.weights import ModelCard
+from ssmvision.recipes.segmentation.writing import check_free
 
 __all__ = ["DicomJob", "dicom_jobs", "holds_dicom", "write_mapping"]
 
 ENDING = ".dcm"
+DIGITS = 16  # of the weights' digest that tell one training from another
 # Channels that name the machine: a series of another one is the wrong picture.
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 
@@ -119,7 +119,8 @@ def dicom_jobs(config: PredictConfig, card: ModelCard) -> list[Job]:
         raise UserError(f"{config.output}: is the input folder, which is never written to; choose another output")
     if ending == ENDING:
         check_segment_names(card.labels)
-    algorithm = Algorithm(str(card.architecture["name"]), _digest(config.model))
+    digest = weights_digest(config.model if config.model.is_dir() else config.model.parent)
+    algorithm = Algorithm(str(card.architecture["name"]), digest[:DIGITS])
     width = max(3, len(str(len(folders))))
     outputs = [config.output / f"case_{i:0{width}d}{ending}" for i in range(1, len(folders) + 1)]
     return [
@@ -154,12 +155,6 @@ def _folders(root: Path) -> list[Path]:
     return sorted({file.parent for file in files})
 
 
-def _digest(model: Path) -> str:
-    """Short digest of the weights, as their card tells it."""
-    card = (model if model.is_dir() else model.parent) / CARD
-    return str(read_json(card, "restore it").get("sha256"))[:16]
-
-
 def write_mapping(path: Path, jobs: Sequence[Job], overwrite: bool) -> None:
     """Writes a CSV of outputs and inputs, which may name patients, readable by its owner only.
 
@@ -167,9 +162,4 @@ def write_mapping(path: Path, jobs: Sequence[Job], overwrite: bool) -> None:
         UserError: it exists, or cannot be written.
     """
     check_free(path, overwrite)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("output", "input"))
-    rows.writerows((job.output.name, job.images[0]) for job in jobs)
-    write_bytes(path, text.getvalue())
-    path.chmod(0o600)
+    write_private_csv(path, ("output", "input"), ((job.output.name, job.images[0]) for job in jobs))

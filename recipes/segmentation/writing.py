@@ -54,7 +54,9 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no permission to write into {existing}; choose another folder")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", needed: int | None = None) -> None:
+def write_atomic(
+    path: Path, write: Callable[[Path], None], suffix: str = "", needed: int | None = None, mode: int = 0o666
+) -> None:
     """Lets `write` fill a temporary file beside `path`, flushes it to disk, and renames it to `path`.
 
     Args:
@@ -62,6 +64,7 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", ne
         write: called with the temporary path; may verify what it wrote, an exception discards the file.
         suffix: ending of the temporary name, where the writer goes by it.
         needed: bytes that the file will take (at most, where it is compressed), for the message; None: unknown.
+        mode: who may read and write it, before the umask.
 
     Raises:
         UserError: the folder or the disk refused the file; says how many bytes are needed and free.
@@ -78,7 +81,7 @@ def write_atomic(path: Path, write: Callable[[Path], None], suffix: str = "", ne
         # mkstemp makes files private; results get the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode & ~umask)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -110,14 +113,14 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def write_bytes(path: Path, content: bytes | str) -> None:
+def write_bytes(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """`write_atomic` for content that is at hand; text is written as UTF-8."""
     data = content.encode() if isinstance(content, str) else content
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
 
-    write_atomic(path, write, needed=len(data))
+    write_atomic(path, write, needed=len(data), mode=mode)
 
 
 def write_label_map(path: Path, labels: NDArray[np.integer], grid: Grid, overwrite: bool = False) -> None:

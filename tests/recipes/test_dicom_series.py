@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 
 from ssmvision.errors import UserError
+from ssmvision.recipes.dicom.files import visible_files
 from ssmvision.recipes.dicom.labels import label_map, open_labels
 from ssmvision.recipes.dicom.seg_writing import Algorithm, write_segmentation
 from ssmvision.recipes.dicom.series import Series, read_series
@@ -96,6 +97,14 @@ def test_a_tilted_gantry_shears_the_affine(tmp_path: Path) -> None:
     np.testing.assert_allclose(series.grid.header.get_best_affine(), series.grid.affine, atol=1e-4)
 
 
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / ".data"
+    for name in ("a/.b/c.dcm", "a/.c.dcm", "a/c.dcm", "d.dcm"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert list(visible_files(root, deep=True)) == [root / "a" / "c.dcm", root / "d.dcm"]
+
+
 def test_every_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     scanner = Scanner()
     for k in range(6):
@@ -105,6 +114,8 @@ def test_every_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     assert found.dtype == np.float32
     expected = (VALUES + 1024) * (0.5 + np.arange(6)) - np.arange(6)
     np.testing.assert_array_equal(found, expected.astype(np.float32))
+    steep = slice_of(scanner.with_tags(RescaleSlope=100_000, RescaleIntercept=0), np.full((4, 5), 40_000), 0)
+    assert np.unique(read_series(save(tmp_path / "steep" / "0.dcm", steep)).voxels()) == [4e9]  # beyond 32 bits
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
