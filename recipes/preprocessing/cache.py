@@ -143,4 +143,5 @@ def prepare_entry(task_and_entry: tuple[CacheTask, Path]) -> Cached:
 
 
 def _describe(entry: Path, made: bool) -> Cached:
-    return Cached(entry, CaseStore(entry).shape, sum(file.stat().st_size for file in entry.iterdir()), made)
+    store = CaseStore(entry)
+    return Cached(entry, store.shape, store.size, made)

@@ -65,8 +65,8 @@ def is_complete(entry: Path) -> bool:
     return (entry / CARD).is_file()
 
 
-def write_entry(entry: Path, prepared: Prepared) -> int:
-    """Writes a case and returns its size in bytes.
+def write_entry(entry: Path, prepared: Prepared) -> None:
+    """Writes a case.
 
     Raises:
         UserError: the disk refused a file; says how many bytes it takes. No part of a file is left.
@@ -84,7 +84,6 @@ def write_entry(entry: Path, prepared: Prepared) -> int:
         "location_ends": prepared.locations.ends,
     }
     write_bytes(entry / CARD, json.dumps(card) + "\n")
-    return sum(map(len, contents.values()))
 
 
 def _compressed(array: NDArray[Any]) -> bytes:
@@ -126,6 +125,11 @@ class CaseStore:
     def shape(self) -> tuple[int, ...]:
         """(C, X, Y, Z)."""
         return tuple(self.card["shape"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files; those that another process has not finished yet do not count."""
+        return sum((self.entry / name).stat().st_size for name in (CARD, IMAGE, LABEL, LOCATIONS))
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
