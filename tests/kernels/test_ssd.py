@@ -119,7 +119,8 @@ def test_products_of_half_precision_lose_no_more_than_their_operands() -> None:
 
 def test_operator_keeps_its_contract() -> None:
     args = (*operands((3, 4), 2)[:5], None, "row,column_reverse", "mean", "auto")
-    assert set(torch.library.opcheck(ssd, args).values()) == {"SUCCESS"}
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    assert set(torch.library.opcheck(ssd, args, test_utils=checks).values()) == {"SUCCESS"}
 
 
 def test_no_images() -> None:
