@@ -261,11 +261,9 @@ class S4ND(nn.Module):
         taps = [side.unflatten(0, (self.trank, -1)) for side in sides]
         if self.trank > 1:
             taps[0] = taps[0] / self.trank
-        return AxisKernels(tuple(taps), self._centers(lengths))
-
-    def _centers(self, lengths: Sequence[int]) -> tuple[int, ...]:
         shift = 1 if self.symmetric_center else 0
-        return tuple(length - shift if self.bidirectional else 0 for length in lengths)
+        centers = tuple(length - shift if self.bidirectional else 0 for length in lengths)
+        return AxisKernels(tuple(taps), centers)
 
     def train(self, mode: bool = True) -> S4ND:
         """As of every module; kernels that were kept are forgotten."""

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.s4nd.complex_product import real_ranks
+from ssmvision.kernels.s4nd import long_conv_nd
 from ssmvision.kernels.s4nd.discretize import diagonal_modes, in_band, positive
 from ssmvision.kernels.s4nd.linear_system import System
 from ssmvision.kernels.s4nd.modes_op import modes_taps
 from ssmvision.kernels.s4nd.pairs import Pair, from_last_axis, mul, scale
 from ssmvision.kernels.s4nd.two_sided import AxisKernels
-from ssmvision.layers.s4nd import S4ND
+from ssmvision.layers.s4nd import S4ND, Rates
 from ssmvision.layers.s4nd_kernel import AxisKernel, Rate, initial_steps, stack
 
 __all__ = ["LRUStates", "S5States", "StateFilter", "StateKernel"]
@@ -208,7 +208,10 @@ class LRUStates(StateKernel):
 
 
 class StateFilter(S4ND):
-    """Convolves complex maps, state by state, with outer products of complex kernels: exact, by real convolutions.
+    """Convolves complex maps, state by state, with outer products of complex kernels.
+
+    One axis after the other: four real products an axis, where an N-D product of complex kernels is one of 2^d real
+    outer products of d axes.
 
     Args:
         states: P.
@@ -216,12 +219,21 @@ class StateFilter(S4ND):
         options: of `S4ND`.
 
     Shape:
-        (2 B, P, *grid), real and imaginary part of each map in turn -> (2 B, 2 P, *grid): the real parts of the P
-        kernels applied, then the imaginary parts.
+        (B, 2, P, *grid), real and imaginary part of each map -> the same.
     """
 
     def __init__(self, states: int, kernel: Callable[..., AxisKernel], **options: Any) -> None:
         super().__init__(states, channels=2, kernel=kernel, skip=False, **options)
 
-    def _axis_kernels(self, sides: Sequence[Tensor], lengths: Sequence[int]) -> AxisKernels:
-        return AxisKernels(tuple(real_ranks(sides)), self._centers(lengths))
+    def forward(self, u: Tensor, rate: Rates | None = None, kernels: AxisKernels | None = None) -> Tensor:
+        """Filter complex maps; see the class, and `S4ND` for `rate` and `kernels`."""
+        taps, centers = self.kernels(u.shape[3:], rate) if kernels is None else kernels
+        options: dict[str, Any] = {"precision": self._precision(u), "backend": self.backend}
+        for axis, (kernel, center) in enumerate(zip(taps, centers, strict=True)):
+            lines = u.movedim((2, axis + 3), (-2, -1))  # (B, 2, ..., P, L)
+            y = long_conv_nd(lines.flatten(0, -3), [kernel], centers=center, **options)
+            (re_re, re_im), (im_re, im_im) = (
+                part.unbind(-3) for part in y.view(*lines.shape[:-2], *y.shape[1:]).unbind(1)
+            )
+            u = torch.stack((re_re - im_im, re_im + im_re), 1).movedim((-2, -1), (2, axis + 3))
+        return u

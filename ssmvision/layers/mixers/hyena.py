@@ -59,7 +59,7 @@ def hyena_mixer(
     Raises:
         ValueError: an unknown gate or option.
     """
-    network = {"bands": bands, "frequency": frequency, "reference": reference, "shift": shift}
+    network: dict[str, Any] = {"bands": bands, "frequency": frequency, "reference": reference, "shift": shift}
     if not full_nd:
         return separable_mixer(dim, spatial_dims, "hyena", network | {"d_state": filter_width}, gate, gate_args, layer)
     unknown = sorted(set(layer) - set(GRID_OPTIONS))

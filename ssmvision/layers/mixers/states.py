@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,14 +48,11 @@ class StateMixer(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix a map; see the class."""
-        # As (B, 2 P, L): the projections read and write the layouts they are asked for, without transposing copies.
+        # The projections read and write the layouts that they are asked for, without transposing copies.
         v = torch.matmul(self.B.movedim(-1, 0).flatten(0, 1), u.flatten(1, -2).transpose(1, 2))
-        v = v.reshape(2 * u.shape[0], self.states.d_model, *u.shape[1:-1])
-        x = self.states(v).reshape(u.shape[0], 4 * self.states.d_model, math.prod(u.shape[1:-1]))
-        re, im = self.C.unbind(-1)
-        # Of B u and of the kernel: both real, real and imaginary, imaginary and real, both imaginary.
-        weight = torch.cat((re, -im, -im, -re), -1)
-        y = torch.matmul(x.transpose(1, 2), weight.t()).view(u.shape)
+        x = self.states(v.reshape(u.shape[0], 2, self.states.d_model, *u.shape[1:-1]))
+        weight = torch.stack((self.C[..., 0], -self.C[..., 1]), 1).flatten(1)
+        y = torch.matmul(x.flatten(3).flatten(1, 2).transpose(1, 2), weight.t()).view(u.shape)
         return y + self.D * u
 
     def no_weight_decay(self) -> set[str]:

@@ -229,6 +229,15 @@ class TestDimensions:
         kernel = states(5, 1, 4, **options).double()
         torch.testing.assert_close(impulse_response(kernel.system(), 9), kernel(9), rtol=1e-10, atol=1e-12)
 
+    def test_states_run_along_every_axis_in_turn(self) -> None:
+        layer, u = core("lru", 3, bidirectional=False), image(3, 4, 2, batch=1)
+        x = u[0].to(torch.complex128) @ complexes(layer.B).t()
+        for axis, k in enumerate(layer.states.kernel):
+            decay = torch.exp(-torch.exp(k.nu_log) + 1j * torch.exp(k.theta_log))
+            x = recurrence(decay, torch.exp(k.gamma_log) * x.movedim(axis, 0)).movedim(0, axis)
+        expected = (x @ complexes(layer.C).t()).real + layer.D * u[0]
+        torch.testing.assert_close(layer(u)[0], expected, rtol=1e-10, atol=1e-10)
+
     def test_sampling_rate_and_band_of_s5(self) -> None:
         """A smooth image on a grid twice as fine is filtered into the same picture."""
         layer = core("s5", 1, dt_min=0.01, dt_max=0.1)
