@@ -86,13 +86,14 @@ def test_networks(tmp_path: Path, name: str) -> None:
 
 
 def test_own_arguments_and_what_cannot_be_saved(tmp_path: Path) -> None:
-    model = UMambaBot(2, 1, 2, features_per_stage=[4, 8], mixer="s4nd")
+    arguments = TIMM["vim_tiny"][0]
     with pytest.raises(ValueError, match=r"has other tensors than the model.*model_args"):
-        save_pretrained(model, tmp_path)
+        save_pretrained(timm.create_model("vim_tiny", **arguments), tmp_path, model_args={**arguments, "depth": 2})
     assert not list(tmp_path.iterdir())
-    arguments = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "features_per_stage": [4, 8], "mixer": "s4nd"}
-    loaded = load_pretrained(save_pretrained(model, tmp_path, model_args=arguments))
+    model = UMambaBot(2, 1, 2, features_per_stage=[4, 8], mixer="s4nd")
+    loaded = load_pretrained(save_pretrained(model, tmp_path, entries={"of_mine": 1}))
     assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert json.loads((tmp_path / "config.json").read_text())["of_mine"] == 1
     with pytest.raises(TypeError, match="a VisionMamba cannot be saved: build it with timm"):
         save_pretrained(VisionMamba(img_size=32, depth=1, embed_dim=16), tmp_path)
 

@@ -34,7 +34,7 @@ class DataConfig:
         fit: how a picture gets the network's size: "crop" scales its shorter edge and cuts the middle out, "squash"
             scales both edges.
         slices: which slices of a volume are pictures of its class: "all", the "middle" one, or so many at equal
-            distances.
+            distances. Each process that loads pictures keeps up to 4 GiB of them; beyond, volumes are read again.
         slice_axis: direction across them; "auto": that of the thickest voxel edge where it stands out, else axial.
         window: stored values of a volume that become black and white; null: its smallest and its largest.
         picture_cases: what a split keeps together: each picture "file" for itself, or all in a "folder" of their own

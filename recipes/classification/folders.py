@@ -97,12 +97,13 @@ def _listed(part: Path, classes: Sequence[str], config: DataConfig) -> Pictures:
     if not found.places:
         raise UserError(f"{part}: no picture in its folders ({TAKEN}); add some or remove it")
     sliced = len(set(found.volumes)) < len(found.volumes)
+    told = len(set(found.cases)) < len(found.cases) or any(case.startswith(PATIENT) for case in found.cases)
     return Pictures(
         FileReader(tuple(found.places)),
         np.asarray(found.labels, dtype=np.int64),
         found.names,
         found.volumes if sliced else None,
-        found.cases if len(set(found.cases)) < len(found.cases) else None,
+        found.cases if told else None,
     )
 
 

@@ -57,7 +57,8 @@ def _told(model: ModelConfig) -> Mapping[str, Any]:
     if not model.pretrained:
         return {}
     check_name(model)
-    return cast(Mapping[str, Any], timm.get_pretrained_cfg(model.name).to_dict())
+    found = timm.get_pretrained_cfg(model.name)
+    return {} if found is None else found.to_dict()
 
 
 def _for_channels(values: Any, channels: int) -> tuple[float, ...]:

@@ -383,14 +383,20 @@ def test_slices_of_a_case_stay_together(tmp_path: Path) -> None:
 
 def test_radiographs_are_pictures(tmp_path: Path) -> None:
     pictures = bars(6, 5)[0].astype(np.int64)
-    scanner = Scanner(tags={"PhotometricInterpretation": "MONOCHROME1", "Modality": "DX"})
+    scanner = Scanner().with_tags(PhotometricInterpretation="MONOCHROME1", Modality="DX")
     for i, picture in enumerate(pictures):
         data = slice_of(scanner, picture, i, intercept=0)
         data.PatientID = f"P{i // 2}"
         for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
             delattr(data, name)
-        save(tmp_path / "ab"[i % 2] / f"{i}.dcm", data)
-    sets = open_data(DataConfig(str(tmp_path), validation_fraction=0, window=(0, 300)))
+        save(tmp_path / "all" / "ab"[i % 2] / f"{i}.dcm", data)
+        if i in (0, 1, 3, 4):  # of P0, P0, P1 and P2
+            save(tmp_path / "parts" / ("train" if i < 2 else "test") / "ab"[i % 2] / f"{i}.dcm", data)
+    assert open_data(DataConfig(str(tmp_path / "parts"), validation_fraction=0)).test is not None
+    save(tmp_path / "parts" / "test" / "a" / "again.dcm", slice_of(Scanner().with_tags(PatientID="P0"), pictures[0], 0))
+    with pytest.raises(UserError, match=r"the patient of test/a/again\.dcm .* is in the training part"):
+        open_data(DataConfig(str(tmp_path / "parts"), validation_fraction=0))
+    sets = open_data(DataConfig(str(tmp_path / "all"), validation_fraction=0, window=(0, 300)))
     assert sets.training.volumes is None
     assert sorted(sets.training.cases or ()) == [f"patient P{i // 2}" for i in range(6)]
     for i, name in enumerate(sets.training.names):
