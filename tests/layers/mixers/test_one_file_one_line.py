@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+import yaml
 from torch import Tensor, nn
 
 import ssmvision
@@ -114,6 +115,12 @@ def test_a_mixer_of_ones_own_package_registers_itself(monkeypatch: pytest.Monkey
     torch.testing.assert_close(steps(build_mixer("roll_of_mine", 4, 1, step=5)), [5])
     with pytest.raises(ValueError, match="'roll_of_mine' is taken"):
         register_mixer("roll_of_mine", Roll)
+
+
+def test_the_bake_off_on_volumes_has_every_mixer() -> None:
+    text = files("ssmvision.configs").joinpath("study", "mixers_3d.yaml").read_text(encoding="utf-8")
+    networks = yaml.safe_load(text)["networks"]
+    assert sorted(networks) == sorted(f"UMambaBot/{name}" for name in mixer_names())
 
 
 def test_every_line_of_the_table_has_its_file_and_a_docstring() -> None:
