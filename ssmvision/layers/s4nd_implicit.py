@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssmvision.kernels.s4nd.linear_system import System
 from ssmvision.layers.s4nd_kernel import AxisKernel
 
-__all__ = ["HyenaKernel", "HyenaNetwork", "ImplicitKernel", "TNNKernel", "Window"]
+__all__ = ["HyenaKernel", "HyenaNetwork", "ImplicitKernel", "TNNKernel", "Window", "evaluate"]
 
 
 class ImplicitKernel(AxisKernel):
@@ -75,6 +75,16 @@ class ImplicitKernel(AxisKernel):
         raise ValueError(f"a {type(self).__name__} is no recurrence and has no states; convolve with it, or use s4d")
 
 
+def evaluate(network: nn.Module, position: Tensor) -> Tensor:
+    """A network of positions in their dtype, whatever that of its parameters: half precision is too coarse for lags."""
+    if next(network.parameters()).dtype == position.dtype:
+        y: Tensor = network(position)
+    else:
+        wide = {name: parameter.to(position.dtype) for name, parameter in network.named_parameters()}
+        y = torch.func.functional_call(network, wide, (position,))
+    return y
+
+
 class TNNKernel(ImplicitKernel):
     """TNN's relative position encoding: decay^|l| MLP(l), the MLP of linear maps, layer norms and relu.
 
@@ -122,7 +132,7 @@ class TNNKernel(ImplicitKernel):
 
     def response(self, lags: Tensor) -> Tensor:
         """See `ImplicitKernel`."""
-        taps: Tensor = self.network(lags.unsqueeze(-1)) * torch.pow(self.decay, lags.abs()).unsqueeze(-1)
+        taps = evaluate(self.network, lags.unsqueeze(-1)) * torch.pow(self.decay, lags.abs()).unsqueeze(-1)
         apart: Tensor = taps.unflatten(-1, (-1, self.d_model))
         return apart
 
@@ -235,5 +245,5 @@ class HyenaKernel(ImplicitKernel):
     def response(self, lags: Tensor) -> Tensor:
         """See `ImplicitKernel`."""
         t = (lags / self.window.reference).unsqueeze(-1)
-        taps: Tensor = self.network(t).unflatten(-1, (-1, self.d_model))
+        taps: Tensor = evaluate(self.network, t).unflatten(-1, (-1, self.d_model))
         return taps * self.window(t.abs()).unsqueeze(-2)

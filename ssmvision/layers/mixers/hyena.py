@@ -19,7 +19,7 @@ from ssmvision.layers.mamba_layer import autocast_off
 from ssmvision.layers.mixers.gates import build_gate
 from ssmvision.layers.mixers.separable import separable_mixer
 from ssmvision.layers.s4nd import Rates, axis_rates
-from ssmvision.layers.s4nd_implicit import HyenaNetwork, Window
+from ssmvision.layers.s4nd_implicit import HyenaNetwork, Window, evaluate
 
 __all__ = ["GridFilter", "hyena_mixer"]
 
@@ -136,7 +136,7 @@ class GridFilter(nn.Module):
         ]
         with autocast_off(u.device):
             t = torch.stack(torch.meshgrid(*lags, indexing="ij"), -1) / self.window.reference
-            taps = self.network(t) * self.window(torch.linalg.vector_norm(t, dim=-1, keepdim=True))
+            taps = evaluate(self.network, t) * self.window(torch.linalg.vector_norm(t, dim=-1, keepdim=True))
             kernel = taps.movedim(-1, 0) * math.prod(self.rate)
             y = full_conv_nd(u.movedim(-1, 1), kernel, [-start for start in first]).movedim(1, -1)
         return y + self.D * u

@@ -296,7 +296,7 @@ class TestDimensions:
         assert module(x[:0]).shape == x[:0].shape
 
     @pytest.mark.parametrize("name", LOOPS)
-    def test_autocast(self, name: str) -> None:
+    def test_half_precision(self, name: str) -> None:
         module = mixer(name, 2).float()
         x = image(6, 5).float()
         full = module(x)
@@ -305,3 +305,6 @@ class TestDimensions:
         y.float().square().sum().backward()
         assert (y - full).norm() < 0.02 * full.norm()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+        half = module.to(torch.bfloat16)(x.bfloat16())
+        assert half.dtype == torch.bfloat16
+        assert (half - full).norm() < 0.1 * full.norm()
