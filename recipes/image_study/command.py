@@ -16,7 +16,7 @@ from ssmvision.recipes.classification.data import Scale, measure_scale, open_dat
 from ssmvision.recipes.classification.pictures import PictureSets
 from ssmvision.recipes.classification.run_folder import check_config
 from ssmvision.recipes.image_study.config import ImageStudyConfig
-from ssmvision.recipes.image_study.cost import Cost, measure_cost
+from ssmvision.recipes.image_study.cost import OFF, RECORDED, Cost, measure_cost
 from ssmvision.recipes.image_study.report import read_result, write_report
 from ssmvision.recipes.image_study.summary import Study, markdown
 from ssmvision.recipes.image_study.testing import test_part
@@ -54,7 +54,8 @@ def run(config: ImageStudyConfig) -> Path | None:
     models, failed = _models(config, sets, scale)
     costs, refused = _costs(config, models, sets.classes, scale, tell)
     failed += refused
-    trainings = list_trainings(config, models)
+    plain = {name for name, cost in costs.items() if cost.graph != RECORDED}
+    trainings = list_trainings(config, models, plain)
     if not (config.costs_only or config.report_only):
         failed += train_all(run_training, trainings, config.jobs, tell)
     problems = f"{len(failed)} of the costs and trainings failed; give the command again once mended: " + "; ".join(
@@ -143,9 +144,9 @@ def _costs(
             failed.append(f"cost of {name}: {_told(error)}")
             continue
         c = costs[name]
-        tell(
-            f"cost      {name}: {c.parameters:,} parameters, {c.step_ms:.1f} ms a step, {c.inference_per_s:,.0f} img/s"
-        )
+        how = "" if c.graph in (RECORDED, OFF) else f", without a CUDA graph: {c.graph}"
+        speed = f"{c.step_ms:.1f} ms a step, {c.inference_per_s:,.0f} img/s{how}"
+        tell(f"cost      {name}: {c.parameters:,} parameters, {speed}")
     return costs, failed
 
 

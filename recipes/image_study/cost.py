@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssmvision.errors import UserError
 from ssmvision.flops import count
 from ssmvision.recipes.classification.config import ModelConfig
 from ssmvision.recipes.classification.data import Scale
@@ -18,9 +19,10 @@ from ssmvision.recipes.devices import pick_device
 from ssmvision.recipes.image_study.config import ImageStudyConfig
 from ssmvision.recipes.study.timing import autocast, device_name, median_seconds, peak_bytes, training_step
 
-__all__ = ["Cost", "measure_cost"]
+__all__ = ["OFF", "RECORDED", "Cost", "measure_cost"]
 
 SINGLE_CALLS = 30
+RECORDED, OFF = "recorded", "off"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Cost:
         inference_per_s: pictures, at the study's batch of inference.
         latency_ms: of one picture alone.
         memory_mb: most that torch had allocated on the GPU in training, 2^20 bytes; None on a CPU.
-        graphed: whether the training step's network was a CUDA graph; inference never is.
+        graph: "recorded" where the network of the training step was a CUDA graph, "off" where it was not to be, or why
+            it cannot be. Inference is without.
         device: its name.
     """
 
@@ -46,7 +49,7 @@ class Cost:
     inference_per_s: float
     latency_ms: float
     memory_mb: float | None
-    graphed: bool
+    graph: str
     device: str
 
 
@@ -74,8 +77,8 @@ def measure_cost(config: ImageStudyConfig, model: ModelConfig, classes: tuple[st
 
     step = training_step(network.parameters(), optimizer, loss, t.gradient_clip)
     seconds, memory = median_seconds(step, device), peak_bytes(device)
-    if t.cuda_graph:  # memory is that of the step without, as recordings have a pool of their own
-        graph_network(module.step_network, images[: t.batch_size].shape, device, t.precision)
+    graph = _recorded(module, images[: t.batch_size], t.precision) if t.cuda_graph else OFF
+    if graph == RECORDED:  # memory is that of the step without, as recordings have a pool of their own
         seconds = median_seconds(step, device)
     optimizer.zero_grad()
     network.eval()
@@ -95,6 +98,17 @@ def measure_cost(config: ImageStudyConfig, model: ModelConfig, classes: tuple[st
         inference_per_s=config.inference_batch / whole,
         latency_ms=1000 * single,
         memory_mb=None if memory is None else memory / 2**20,
-        graphed=t.cuda_graph,
+        graph=graph,
         device=device_name(device),
     )
+
+
+def _recorded(module: ClassificationModule, images: Tensor, precision: str) -> str:
+    """See `Cost.graph`."""
+    try:
+        graph_network(module.step_network, images.shape, images.device, precision)
+    except UserError as error:
+        if not images.is_cuda:
+            raise
+        return str(error)
+    return RECORDED

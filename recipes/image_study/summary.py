@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmvision.recipes.image_study.config import Entry
-from ssmvision.recipes.image_study.cost import Cost
+from ssmvision.recipes.image_study.cost import OFF, RECORDED, Cost
 from ssmvision.recipes.study.tables import difference, spread, table
 
 __all__ = ["Result", "Study", "markdown", "to_csv"]
@@ -70,8 +70,11 @@ def markdown(study: Study) -> str:
     if study.resolutions:
         parts.append("### Accuracy on the test pictures resized, without further training, %\n\n" + _sizes(study))
     parts.append("### Cost, alone on the device\n\n" + _cost_table(study))
-    if any(cost.graphed for cost in study.costs.values()):
+    if any(cost.graph == RECORDED for cost in study.costs.values()):
         parts.append("G: forward and backward of the training step as CUDA graphs. Inference is without.")
+    plain = [f"- {name}: {cost.graph}" for name, cost in study.costs.items() if cost.graph not in (RECORDED, OFF)]
+    if plain:
+        parts.append("Trained without CUDA graphs:\n\n" + "\n".join(plain))
     refusals = list(dict.fromkeys(_refusals(study)))
     if refusals:
         parts.append("Refused sizes:\n\n" + "\n".join(f"- {line}" for line in refusals))
@@ -125,7 +128,7 @@ def _cost_table(study: Study) -> str:
                 entry.name,
                 f"{cost.parameters:,}",
                 f"{cost.macs / 1e9:.4f}",
-                f"{cost.step_ms:.2f}{' G' if cost.graphed else ''}",
+                f"{cost.step_ms:.2f}{' G' if cost.graph == RECORDED else ''}",
                 f"{cost.training_per_s:,.0f}",
                 f"{cost.inference_per_s:,.0f}",
                 f"{cost.latency_ms:.2f}",

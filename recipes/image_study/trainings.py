@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssmvision.recipes.classification.config import ClassifyTrainConfig, ModelConfig
 from ssmvision.recipes.image_study.config import ImageStudyConfig
-from ssmvision.recipes.study.records import record, slug
+from ssmvision.recipes.study.records import record, slug, spent_seconds
 
 __all__ = ["Training", "list_trainings", "run_training"]
 
@@ -26,12 +26,14 @@ class Training:
         entry: its name.
         model: of the entry, at the width that the study found.
         seed: of the training.
+        graph: record its network as a CUDA graph.
     """
 
     config: ImageStudyConfig
     entry: str
     model: ModelConfig
     seed: int
+    graph: bool
 
     @property
     def name(self) -> str:
@@ -65,16 +67,28 @@ class Training:
             out=self.run,
             model=self.model,
             augment=config.augment,
-            trainer=replace(config.trainer, seed=self.seed),
+            trainer=replace(config.trainer, seed=self.seed, cuda_graph=self.graph),
             img_size=config.img_size,
             resume=resume,
             overwrite=not resume,
         )
 
 
-def list_trainings(config: ImageStudyConfig, models: Mapping[str, ModelConfig]) -> list[Training]:
-    """Every entry and seed; seeds outermost, so that a study cut short has every entry."""
-    return [Training(config, entry, model, seed) for seed in config.seeds for entry, model in models.items()]
+def list_trainings(
+    config: ImageStudyConfig, models: Mapping[str, ModelConfig], plain: Collection[str] = ()
+) -> list[Training]:
+    """Every entry and seed; seeds outermost, so that a study cut short has every entry.
+
+    Args:
+        config: of the study.
+        models: of the entries.
+        plain: entries that are trained without CUDA graphs, whatever the settings say.
+    """
+    return [
+        Training(config, entry, model, seed, config.trainer.cuda_graph and entry not in plain)
+        for seed in config.seeds
+        for entry, model in models.items()
+    ]
 
 
 def run_training(training: Training) -> None:
@@ -98,5 +112,5 @@ def _train_and_score(training: Training) -> dict[str, Any]:
     scores = accuracies(training)
     for checkpoint in training.run.glob("*.ckpt*"):
         checkpoint.unlink()
-    done = {"steps": result.steps, "seconds": round(result.seconds, 1)}
+    done = {"steps": result.steps, "seconds": round(spent_seconds(training.run), 1)}
     return {**done, **scores, "history": result.history.read_text(encoding="utf-8")}

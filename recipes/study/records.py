@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypeVar
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.datalist import read_json
 from ssmvision.recipes.segmentation.writing import write_bytes
+from ssmvision.recipes.training.files import TIMES
 from ssmvision.recipes.workers import Outcome, map_cases
 
-__all__ = ["Recorded", "finished", "kept", "record", "slug", "train_all"]
+__all__ = ["Recorded", "finished", "kept", "record", "slug", "spent_seconds", "train_all"]
 
 C = TypeVar("C")
 LOG = "log.txt"
@@ -85,6 +86,11 @@ def record(training: T, work: Callable[[T], dict[str, Any]]) -> None:
     except Exception as error:  # such as a full GPU, or a fault of one network: the other trainings go on
         raise UserError(f"{training.run}: {type(error).__name__}: {error}; {LOG} there has the details") from error
     write_bytes(training.scores, json.dumps({"settings": training.settings()} | content, indent=1) + "\n")
+
+
+def spent_seconds(run: Path) -> float:
+    """Seconds that a training took over all its starts, to the end of its last epoch; validations included."""
+    return float((run / TIMES).read_text(encoding="utf-8").splitlines()[-1].partition(",")[2])
 
 
 def train_all(run: Callable[[T], None], trainings: Sequence[T], jobs: int, tell: Callable[[str], None]) -> list[str]:

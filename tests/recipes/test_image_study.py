@@ -160,14 +160,16 @@ def test_tables_hold_differences_to_the_first_entry_and_figures_every_point() ->
         for name, found in values.items()
         for seed, value in enumerate(found)
     )
-    cost = Cost(10, 2_000_000, 2.0, 100.0, 1000.0, 1.0, 3.2, True, "GPU")
-    made = Study(entries, results, {"A": cost, "B": replace(cost, inference_per_s=1e5)}, (56,))
+    cost = Cost(10, 2_000_000, 2.0, 100.0, 1000.0, 1.0, 3.2, "recorded", "GPU")
+    made = Study(entries, results, {"A": cost, "B": replace(cost, inference_per_s=1e5, graph="not possible")}, (56,))
     text = " ".join(markdown(made).split())
     # Standard error of two means of two seeds: sqrt(0.02 / 2).
     assert "| B | convolution | 60.00 ± 0.00 | +0.00 ± 10.00 | 2 |" in text
     assert "| C | state space | 90.00 | - | 1 |" in text
     assert "| A | 10 | 0.0020 | 2.00 G | 100 | 1,000 | 1.00 | 3 |" in text
     assert "| C | - | - |" in text
+    assert "| B | 10 | 0.0020 | 2.00 | 100 |" in text
+    assert "Trained without CUDA graphs: - B: not possible" in text
     assert "- C, 56: ValueError: too large" in text
     assert speed_png(made) != speed_png(replace(made, results=results[2:]))
 
