@@ -52,6 +52,8 @@ class StateKernel(AxisKernel):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__(d_model, channels, l_max, lr, wd, device, dtype)
+        if channels not in (2, 4):
+            raise ValueError(f"complex states have 2 channels a direction and trank=1, got {channels} channels")
         if channels == 4:
             angle = 2 * math.pi * torch.rand(d_model, dtype=torch.float64, device="cpu")
             self.add_parameter("turn", torch.stack((torch.cos(angle), torch.sin(angle)), -1), "C", decay=True)

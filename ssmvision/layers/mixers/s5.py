@@ -64,7 +64,10 @@ def s5_mixer(
 
 
 def s5_layer(width: int, d_state: int, blocks: int, kernel_args: Mapping[str, Any], **options: Any) -> StateMixer:
-    """The layer as initialized in the paper's section 3.3 and appendix B.1: B and C in the basis of Lambda."""
+    """The layer as initialized in the paper's section 3.3 and appendix B.1: B and C in the basis of Lambda.
+
+    The layer's C is twice the paper's, whose factor of 2 stands for the conjugate states.
+    """
     with torch.device("cpu"):
         A, _, _, V = initial_system("legs", d_state // blocks, 1, blocks)
         real_B = torch.randn(d_state, width, dtype=torch.float64).unflatten(0, (blocks, -1)) / width**0.5

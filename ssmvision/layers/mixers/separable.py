@@ -15,7 +15,15 @@ __all__ = ["LAYER_OPTIONS", "long_conv_mixer", "separable_mixer"]
 
 # What every mixer of this family passes on to its convolution.
 LAYER_OPTIONS = (
-    *("bidirectional", "symmetric_center", "trank", "l_max", "rate", "precision", "backend", "device", "dtype"),
+    "bidirectional",
+    "symmetric_center",
+    "trank",
+    "l_max",
+    "rate",
+    "precision",
+    "backend",
+    "device",
+    "dtype",
 )
 
 

@@ -13,6 +13,8 @@ from ssmvision.layers.mixers import build_mixer
 from ssmvision.layers.mixers.gates import GATES, ShortConv, build_gate
 from ssmvision.layers.s4nd import S4ND
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DIM = 4
 
 
@@ -135,6 +137,7 @@ class TestErrors:
             ("hyena", {"reference": 0}, "a window needs reference >= 1"),
             ("lru", {"r_min": 2.0}, "the ring needs 0 <= r_min < r_max <= 1"),
             ("s5", {"d_state": 6, "blocks": 2}, "blocks=2 must divide d_state=6 into even parts"),
+            ("s5", {"trank": 2}, "complex states have 2 channels a direction and trank=1, got 8 channels"),
             ("s5", {"disc": "dss"}, "choose from zoh, bilinear"),
             ("liquid_s4", {"degree": 1}, "degree must be at least 2, got 1"),
         ],
