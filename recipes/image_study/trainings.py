@@ -52,7 +52,7 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON values."""
-        values = {name: asdict(getattr(self.config, name)) for name in ("data", "augment", "trainer")}
+        values: dict[str, Any] = {name: asdict(getattr(self.config, name)) for name in ("data", "augment", "trainer")}
         for name in ("accelerator", "threads", "max_minutes", "cuda_graph"):
             values["trainer"].pop(name)
         values |= {"model": asdict(self.model), "seed": self.seed}

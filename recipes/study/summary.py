@@ -27,7 +27,7 @@ class Result:
         network, fold, seed: which.
         scores: of every case held out and class.
         steps: optimiser steps.
-        seconds: of the training, other trainings running beside it or not.
+        seconds: of the training, over all its starts, other trainings running beside it or not.
     """
 
     network: str

@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 __all__ = ["autocast", "device_name", "median_seconds", "peak_bytes", "training_step"]
 
 WARM_UP, CALLS = 4, 10
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """What Lightning's precision of that name computes in."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def training_step(

@@ -13,7 +13,7 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.config import DataConfig, ModelConfig, PredictConfig, TrainConfig
 from ssmvision.recipes.segmentation.datalist import Dataset, read_dataset
 from ssmvision.recipes.study.config import StudyConfig
-from ssmvision.recipes.study.records import record, slug
+from ssmvision.recipes.study.records import record, slug, spent_seconds
 
 __all__ = [
     "SCORES",
@@ -155,7 +155,7 @@ def _train_and_score(training: Training) -> dict[str, Any]:
     evaluation = evaluate_pairs(pairs, dataset.labels, config.nsd_tolerance_mm)
     for checkpoint in training.run.glob("*.ckpt*"):
         checkpoint.unlink()
-    done = {"steps": result.steps, "seconds": round(result.seconds, 1), "parameters": result.parameters}
+    done = {"steps": result.steps, "seconds": round(spent_seconds(training.run), 1), "parameters": result.parameters}
     history = result.history.read_text(encoding="utf-8")
     scores = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in score.row().items()}

@@ -77,7 +77,11 @@ def test_finished_trainings_are_kept_and_a_lost_one_is_trained_again(study: Stud
     run(study)
     changed = [path for path, time in weights.items() if path.stat().st_mtime_ns != time]
     assert changed == [study.out / "runs" / "dynunet" / "fold_1" / "seed_0" / "model.safetensors"]
-    assert json.loads(lost.read_text())["scores"] == before["scores"]
+    again = json.loads(lost.read_text())
+    assert again["scores"] == before["scores"]
+    last = (study.out / "runs" / "dynunet" / "fold_1" / "seed_0" / "times.csv").read_text().splitlines()[-1]
+    assert last == f"1,{last.partition(',')[2]}"
+    assert again["seconds"] == pytest.approx(float(last.partition(",")[2]), abs=0.06)
 
 
 @pytest.mark.parametrize(
