@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -108,8 +109,9 @@ def _models(config: ImageStudyConfig, sets: PictureSets, scale: Scale) -> tuple[
     models, failed = {}, []
     for entry in config.entries:
         try:
-            settings = {"entry": asdict(entry), "arguments": config.arguments, "parameters": config.match_parameters}
-            settings |= {"size": scale.size, "channels": len(scale.mean), "classes": len(sets.classes)}
+            settings: dict[str, Any] = {"entry": asdict(entry), "arguments": config.arguments, "size": scale.size}
+            settings |= {"parameters": config.match_parameters, "channels": len(scale.mean)}
+            settings["classes"] = len(sets.classes)
             path = config.out / "widths" / f"{slug(entry.name)}.json"
             find = partial(matched_model, config, entry, sets.classes, scale)
             models[entry.name] = kept(path, settings, ModelConfig, find)
@@ -132,9 +134,9 @@ def _costs(
     costs, failed = {}, []
     trainer = config.trainer
     for name, model in models.items():
-        settings = {"model": asdict(model), "size": scale.size, "channels": len(scale.mean), "classes": len(classes)}
+        settings: dict[str, Any] = {"model": asdict(model), "size": scale.size, "channels": len(scale.mean)}
         settings |= {"batch_size": trainer.batch_size, "inference_batch": config.inference_batch}
-        settings |= {"precision": trainer.precision, "optimizer": trainer.optimizer}
+        settings |= {"precision": trainer.precision, "optimizer": trainer.optimizer, "classes": len(classes)}
         path = config.out / "costs" / f"{slug(name)}.json"
         if config.report_only and not path.is_file():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,14 +30,17 @@ def curves_png(study: Study, dpi: int = 110) -> bytes:
     figure = Figure(figsize=(8.2, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    colours, styles = len(LINE_COLOURS), len(LINE_STYLES)
     for i, entry in enumerate(study.entries):
         points: dict[float, list[float]] = {}
         for epoch, value in (point for r in study.results if r.entry == entry.name for point in r.curve):
             points.setdefault(epoch, []).append(100 * value)
         epochs = sorted(points)
-        style = {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i // 6 % len(LINE_STYLES)]}
+        style: Any = {"color": LINE_COLOURS[i % colours], "linestyle": LINE_STYLES[i // colours % styles]}
         means = [statistics.fmean(points[epoch]) for epoch in epochs]
-        axes.plot(epochs, means, label=entry.name, linewidth=1.3, marker="." if len(epochs) < 3 else "", **style)
+        repeated = i >= colours * styles  # told apart from the first ones by its points
+        marker = "." if repeated or len(epochs) < 3 else ""
+        axes.plot(epochs, means, label=entry.name, linewidth=1.3, marker=marker, **style)
     _finish(axes, "epoch", "accuracy on the validation pictures, %")
     best = [100 * value for r in study.results for _, value in r.curve]
     if best:  # the first epochs would leave no room for the rest
@@ -58,23 +62,22 @@ def speed_png(study: Study, dpi: int = 130) -> bytes:
         if found:
             mark, colour = MARKS[entry.group]
             mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-            style = {"fmt": mark, "color": colour, "markersize": 6, "elinewidth": 1, "capsize": 2}
+            style: Any = {"fmt": mark, "color": colour, "markersize": 6, "elinewidth": 1, "capsize": 2}
             axes.errorbar(cost.inference_per_s, mean, deviation, **style)
             places.append((cost.inference_per_s, mean, entry.name, colour))
     axes.set_xscale("log")
     device = ", ".join(dict.fromkeys(cost.device for _, cost, _ in shown))
     _finish(axes, f"inference, pictures per second ({device}; log scale)", "accuracy on the test pictures, %")
     axes.margins(x=0.12, y=0.08)
-    _label(axes, places)
+    _label(figure, axes, places)
     used = [group for group in MARKS if any(entry.group == group for entry, _, _ in shown)]
     handles = [Line2D([], [], marker=MARKS[g][0], color=MARKS[g][1], linestyle="", label=g) for g in used]
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.08), ncols=4)
     return to_png(figure, dpi)
 
 
-def _label(axes: Axes, places: list[tuple[float, float, str, str]]) -> None:
+def _label(figure: Figure, axes: Axes, places: list[tuple[float, float, str, str]]) -> None:
     """Names beside the points; where they would cover each other, they are moved up and down and joined by a line."""
-    figure = axes.figure
     figure.draw_without_rendering()
     to_figure = axes.transData + axes.transAxes.inverted()
     taken: list[tuple[float, float, float]] = []

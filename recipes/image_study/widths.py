@@ -32,7 +32,8 @@ def matched_model(config: ImageStudyConfig, entry: Entry, classes: tuple[str, ..
         UserError: the model refuses its arguments, or no width comes near.
     """
     plain = plain_model(config, entry)
-    if config.match_parameters is None:
+    wanted = config.match_parameters
+    if wanted is None:
         build(plain, classes, scale)
         return plain
     counts: dict[int, int] = {}
@@ -44,14 +45,14 @@ def matched_model(config: ImageStudyConfig, entry: Entry, classes: tuple[str, ..
         return counts[steps]
 
     low, high = 1, 2
-    while count(high) < config.match_parameters:
+    while count(high) < wanted:
         low, high = high, 2 * high
         if high * entry.width_step > WIDEST:
             raise UserError(f"match_parameters: {entry.name} has {count(low):,} at most; give fewer")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < config.match_parameters else (low, middle)
-    nearest = min((low, high), key=lambda steps: abs(count(steps) - config.match_parameters))
+        low, high = (middle, high) if count(middle) < wanted else (low, middle)
+    nearest = min((low, high), key=lambda steps: abs(count(steps) - wanted))
     return _widened(plain, nearest * entry.width_step)
 
 
