@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 import ssmvision  # noqa: F401  (registers the models)
 from ssmvision.errors import UserError
+from ssmvision.export import ExportReport, to_onnx, to_program
 from ssmvision.export import onnx as onnx_module
-from ssmvision.export import to_onnx
 from ssmvision.export.routes import axis_order
 from ssmvision.kernels.routes import ROUTES
 from ssmvision.kernels.selective_scan import selective_scan_nd
-from ssmvision.models import FusionMamba, UMambaBot
+from tests.small_models import FORMS
 
 TOLERANCE = 2e-5
 
@@ -79,30 +80,13 @@ def test_every_whole_route_is_an_order_of_axes() -> None:
             assert (axis_order(name, spatial) is None) == name.startswith("skip")
 
 
-MODELS = {
-    "vim": lambda: (timm.create_model("vim_tiny", depth=1, img_size=48, num_classes=7), image(3, 48, 48), (0,)),
-    "vmamba": lambda: (
-        timm.create_model("vmamba_tiny", depths=(1, 1), dims=(8, 16), num_classes=7),
-        image(3, 32, 32),
-        (0,),
-    ),
-    "s4nd": lambda: (timm.create_model("s4nd_convnext_micro", depths=(1, 1), dims=(8, 16)), image(3, 32, 32), (0,)),
-    "umamba": lambda: (UMambaBot(3, 1, 3, features_per_stage=[4, 8]), image(1, 8, 8, 12), (0, 2, 3, 4)),
-    "fusion": lambda: (
-        FusionMamba(depths=(1, 1), depths_decoder=(1, 1), dims=(8, 16)),
-        (image(1, 16, 16), image(1, 16, 16).flip(-1)),
-        (0,),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, example, dynamic = MODELS[name]()
-    report = to_onnx(model, tmp_path / f"{name}.onnx", example, dynamic)
-    assert report.error < TOLERANCE
-    assert report.argmax_equal == 1
+@pytest.mark.parametrize("write", [to_onnx, to_program])
+@pytest.mark.parametrize("name", FORMS)
+def test_networks(name: str, write: Callable[..., ExportReport], tmp_path: Path) -> None:
+    form, path = FORMS[name], tmp_path / ("m.onnx" if write is to_onnx else "m.pt2")
+    report = write(form.build(), path, form.images(1), samples=[form.images(2)])
+    assert report.error < (1e-4 if write is to_onnx else 1e-5)
+    assert (report.argmax_equal, report.inputs) == (1, 3)
     assert report.path.stat().st_size == pytest.approx(report.megabytes * 1e6)
 
 

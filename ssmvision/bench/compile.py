@@ -97,7 +97,8 @@ def _timed(config: BenchCompileConfig, name: str, step: str, batch: int) -> Comp
     dtype: torch.dtype = getattr(torch, config.dtype)
     eager = make_step(model.cuda(), model, images, step, dtype)
     eager()  # what a first input fixes, and our kernels
-    compiled = make_step(model, torch.compile(model, fullgraph=True, dynamic=config.dynamic), images, step, dtype)
+    whole: nn.Module = torch.compile(model, fullgraph=True, dynamic=config.dynamic)  # type: ignore[assignment]
+    compiled = make_step(model, whole, images, step, dtype)
     torch.cuda.synchronize()
     start = time.perf_counter()
     compiled()
@@ -105,7 +106,8 @@ def _timed(config: BenchCompileConfig, name: str, step: str, batch: int) -> Comp
     seconds = time.perf_counter() - start
     loops = in_rounds_us([eager, compiled])
     graphs = in_turns_us([capture(work).replay for work in (eager, compiled)])
-    return CompileRow(name, step, batch, seconds, *(us / 1e3 for us in (*loops, *graphs)))
+    times = [us / 1e3 for us in (*loops, *graphs)]
+    return CompileRow(name, step, batch, seconds, times[0], times[1], times[2], times[3])
 
 
 def _model(config: BenchCompileConfig, name: str) -> tuple[nn.Module, tuple[int, ...]]:
