@@ -15,21 +15,12 @@ from ssmvision.kernels.add_norm import reference
 from ssmvision.kernels.add_norm.args import Grads, NormArgs, NormGrads, keeps_hidden
 from ssmvision.kernels.add_norm.config import RowConfig, backward_blocks, row_config
 from ssmvision.kernels.add_norm.cuda_programs import IO, Norm
-from ssmvision.kernels.cuda import Kernel, available, kernel
-from ssmvision.kernels.registry import Request
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import aligned, can_run, processors
 
 __all__ = ["backward", "can_run", "forward"]
 
 SUM_THREADS, SUM_COLUMNS = 1024, 32
-
-
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
 
 
 # Of hidden, the residual stream, the weight and the normed tensor.
@@ -43,21 +34,6 @@ def _kernel(name: str, dtypes: Dtypes, config: RowConfig, centered: bool, device
     shape = {"V": config.channels, "PACKS": config.packs, "LANES": config.lanes, "ROWS": config.rows}
     program = "norm_forward" if name == "norm_forward" else "norm_backward"
     return kernel(program, name, {**codes, **shape, "CENTERED": int(centered)}, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
-
-
-def _aligned(*tensors: Tensor | None) -> int:
-    """How many channels may be read at once: 4, 2 or 1."""
-    present = [t for t in tensors if t is not None]
-    for count in (4, 2):
-        if all(t.shape[-1] % count == 0 and t.data_ptr() % (count * t.element_size()) == 0 for t in present):
-            return count
-    return 1
 
 
 def _address(t: Tensor | None) -> int | None:
@@ -82,7 +58,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor, Tensor]:
     normed = torch.empty(hidden.shape, dtype=args.out_dtype, device=hidden.device)
     total = torch.empty(0 if kept else hidden.shape, dtype=args.residual_dtype, device=hidden.device)
     stats = torch.empty((2, rows) if args.centered else rows, device=hidden.device)
-    config = row_config(channels, _aligned(hidden, residual, weight, bias))
+    config = row_config(channels, aligned(hidden, residual, weight, bias))
     rstd, mean = _rows(stats, args.centered)
     block = Norm(
         hidden=hidden.data_ptr(),
@@ -115,8 +91,8 @@ def backward(args: NormGrads) -> Grads:
     d_residual = torch.empty_like(total) if args.residual_apart else None
     d_weight = torch.empty_like(weight)
     d_bias = torch.empty_like(weight) if args.has_bias else None
-    config = row_config(channels, _aligned(total, weight, d_normed, d_total), backward=True)
-    blocks = backward_blocks(rows, config, _processors(device))
+    config = row_config(channels, aligned(total, weight, d_normed, d_total), backward=True)
+    blocks = backward_blocks(rows, config, processors(device))
     columns = channels * (2 if args.has_bias else 1)
     partial = torch.empty(blocks, columns, device=total.device)
     rstd, mean = _rows(args.stats, args.centered)

@@ -14,23 +14,14 @@ from torch import Tensor
 from ssmvision.kernels.causal_conv import reference
 from ssmvision.kernels.causal_conv.config import THREADS, backward_strips, channels_per_thread, forward_strip
 from ssmvision.kernels.causal_conv.cuda_programs import IO, Conv, Rows
-from ssmvision.kernels.cuda import Kernel, available, kernel
-from ssmvision.kernels.registry import Request
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import aligned, can_run, processors
 
 __all__ = ["backward", "can_run", "forward"]
 
 SUM_THREADS, SUM_COLUMNS = 256, 32  # per block of conv_sum
 MAX_ROW_STRIDE = 1 << 31
 WEIGHT_ALIGNMENT = 16
-
-
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
 
 
 @lru_cache(maxsize=256)
@@ -55,12 +46,6 @@ def _kernel(
         "SILU": int(silu),
     }
     return kernel("conv_forward" if name == "conv_forward" else "conv_backward", name, defines, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
 
 
 def _in_place(t: Tensor) -> bool:
@@ -90,19 +75,6 @@ def _rows(t: Tensor) -> Rows:
     """Where a (B, L, E) or (B, K, L, E) lies."""
     strides = t.stride()
     return Rows(t.data_ptr(), strides[0], strides[1] if len(strides) == 4 else 0, strides[-2])
-
-
-def _aligned(*tensors: Tensor) -> int:
-    """How many channels may be read at once: 4, 2 or 1."""
-    for count in (4, 2):
-        if all(
-            t.shape[-1] % count == 0
-            and t.data_ptr() % (count * t.element_size()) == 0
-            and all(stride % count == 0 for stride in t.stride()[:-1])
-            for t in tensors
-        ):
-            return count
-    return 1
 
 
 def _block(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, strip: int, steps: int) -> Conv:
@@ -142,10 +114,10 @@ def forward(
     x, out = _readable(x), _writable("out", out)
     weight, bias = _weights(weight, bias, x.dtype)
     device, taps = x.device.index, weight.shape[2]
-    width = channels_per_thread(len(routes), taps, _aligned(x, out))
+    width = channels_per_thread(len(routes), taps, aligned(x, out))
     steps = length + (taps - 1 if "forward" in routes and "backward" in routes else 0)
     threads = batch * (channels // width)
-    block = _block(x, out, weight, bias, forward_strip(threads, steps, _processors(device)), steps)
+    block = _block(x, out, weight, bias, forward_strip(threads, steps, processors(device)), steps)
     compiled = _kernel("conv_forward", x.dtype, weight.dtype, routes, taps, width, silu, device)
     compiled.launch((-(-threads * block.strips // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
     return out
@@ -186,9 +158,9 @@ def _launch_backward(
     """Writes dx; returns dweight and dbias. A pass leaves a part of their sums for each block, a second adds them."""
     batch, length, channels = x.shape
     device, (n_routes, _, taps) = x.device.index, weight.shape
-    width = channels_per_thread(n_routes, taps, _aligned(x, dout, dx), backward=True)
+    width = channels_per_thread(n_routes, taps, aligned(x, dout, dx), backward=True)
     tiles = -(-channels // (32 * width))
-    strip, warps = backward_strips(batch * tiles, length, _processors(device))
+    strip, warps = backward_strips(batch * tiles, length, processors(device))
     block = _block(x, dout, weight, bias, strip, length)
     stacks = batch * -(-block.strips // warps)
     partial = torch.empty(stacks, n_routes, taps + 1, channels, device=x.device)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ssmvision.kernels.channel_means import reference
 from ssmvision.kernels.channel_means.config import MAX_PACKS, WARPS, parts, rows_at_once
 from ssmvision.kernels.channel_means.cuda_programs import IO, Means
-from ssmvision.kernels.cuda import Kernel, available, kernel
-from ssmvision.kernels.registry import Request
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import can_run, processors
 
 __all__ = ["backward", "can_run", "forward"]
 
@@ -22,26 +22,11 @@ LANES, SUM_COLUMNS, SUM_ROWS = 32, 32, 8
 MAX_BATCH = 65535  # blocks along y
 
 
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
-
-
 @lru_cache(maxsize=256)
 def _kernel(name: str, dtype: torch.dtype, wide: int, packs: int, device: int) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     defines = {"IO": IO[dtype], "V": wide, "PACKS": packs, "ROWS": rows_at_once(packs)}
     return kernel("channel_means", name, defines, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
 
 
 def _packing(x: Tensor) -> tuple[int, int]:
@@ -59,7 +44,7 @@ def forward(x: Tensor, eps: float) -> Tensor:
     if x.numel() == 0 or packs > MAX_PACKS or batch > MAX_BATCH:
         return reference.forward(x, eps)
     device = x.device.index
-    count = parts(batch, rows, rows_at_once(packs), _processors(device))
+    count = parts(batch, rows, rows_at_once(packs), processors(device))
     partial = torch.empty(batch, count, 2, channels, device=x.device)
     out = torch.empty(batch, 2, channels, device=x.device)
     block = Means(

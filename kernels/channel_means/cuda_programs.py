@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
-
 from ssmvision.kernels.channel_means.config import rows_at_once
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 
 __all__ = ["IO", "Means"]
 
-# Value of the macro IO.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 

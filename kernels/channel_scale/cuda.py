@@ -9,21 +9,12 @@ from torch import Tensor
 
 from ssmvision.kernels.channel_scale import reference
 from ssmvision.kernels.channel_scale.cuda_programs import IO, Scale
-from ssmvision.kernels.cuda import Kernel, available, kernel
-from ssmvision.kernels.registry import Request
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import can_run
 
 __all__ = ["can_run", "forward"]
 
 THREADS, ACCESS_BYTES = 256, 16
-
-
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
 
 
 @lru_cache(maxsize=256)

@@ -11,24 +11,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import aligned, can_run, processors
 from ssmvision.kernels.depthwise_conv import reference
 from ssmvision.kernels.depthwise_conv.config import THREADS, Cut, cut
 from ssmvision.kernels.depthwise_conv.cuda_programs import IO, Conv, Map
-from ssmvision.kernels.registry import Request
 
 __all__ = ["backward", "can_run", "forward"]
 
 SUM_THREADS, SUM_COLUMNS = 256, 32  # per block of depthwise_sum
-
-
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
 
 
 @lru_cache(maxsize=256)
@@ -36,12 +27,6 @@ def _kernel(name: str, dtype: torch.dtype, side: int, channels: int, silu: bool,
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     defines = {"IO": IO[dtype], "K": side, "V": channels, "SILU": int(silu), "FLIP": int(flip)}
     return kernel("depthwise_forward" if name == "depthwise_forward" else "depthwise_backward", name, defines, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
 
 
 def _readable(t: Tensor) -> Tensor:
@@ -52,22 +37,9 @@ def _map(t: Tensor) -> Map:
     return Map(t.data_ptr(), *t.stride()[:3])
 
 
-def _aligned(*tensors: Tensor) -> int:
-    """How many channels may be read at once: 4, 2 or 1."""
-    for count in (4, 2):
-        if all(
-            t.shape[-1] % count == 0
-            and t.data_ptr() % (count * t.element_size()) == 0
-            and all(stride % count == 0 for stride in t.stride()[:-1])
-            for t in tensors
-        ):
-            return count
-    return 1
-
-
 def _cut(x: Tensor, channels: int) -> Cut:
     batch, height, width, total = x.shape
-    return cut(batch, height, width, -(-total // channels), _processors(x.device.index))
+    return cut(batch, height, width, -(-total // channels), processors(x.device.index))
 
 
 def _block(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, sizes: Cut) -> Conv:
@@ -89,7 +61,7 @@ def _block(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, sizes: C
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, flip: bool) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    channels = _aligned(x, out)
+    channels = aligned(x, out)
     sizes = _cut(x, channels)
     compiled = _kernel("depthwise_forward", x.dtype, weight.shape[-1], channels, silu, flip, x.device.index)
     compiled.launch(sizes.blocks, (THREADS, 1, 1), 0, None, (_block(x, out, weight, bias, sizes),))
@@ -123,7 +95,7 @@ def _sums(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradient of the result before SiLU, and of taps and bias; a pass leaves parts of sums, a second adds them."""
     dpre = torch.empty(x.shape, dtype=x.dtype, device=x.device) if silu else dout
-    channels = _aligned(x, dout, dpre)
+    channels = aligned(x, dout, dpre)
     sizes, side, total = _cut(x, channels), weight.shape[-1], x.shape[-1]
     block = _block(x, dout, weight, bias, sizes)
     rows = sizes.blocks[0] * sizes.blocks[2]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
-
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 
 __all__ = ["IO", "Conv", "Map"]
 
-# Value of the macro IO.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PACKAGE = "ssmvision.kernels.depthwise_conv"
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
-
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 
 __all__ = ["ENTRIES", "IO", "PACK_PER_BLOCK", "Pack"]
 
-# Value of the macros IO and SRC.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ENTRIES = 24
 PACK_PER_BLOCK = 2048
 PACKAGE = "ssmvision.kernels.mamba_mixer"

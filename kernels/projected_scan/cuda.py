@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.cuda.host import processors
 from ssmvision.kernels.projected_scan import composition
 from ssmvision.kernels.projected_scan.args import Grads, ProjectedArgs, ProjectedRequest
 from ssmvision.kernels.projected_scan.config import (
@@ -52,12 +53,6 @@ MERGE_BLOCK = 256
 def _kernel(program: str, device: int, **defines: int | str) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(program, program, defines, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
 
 
 @lru_cache(maxsize=16)
@@ -148,9 +143,14 @@ class _Inputs:
 
     def images(self, cut: Pass, backward: bool) -> int:
         """Images of a block."""
-        limit, processors = _shared_limit(self.device), _processors(self.device)
         return images_per_block(
-            self.size, cut, limit, backward=backward, batch=self.batch, tiles=self.tiles, processors=processors
+            self.size,
+            cut,
+            _shared_limit(self.device),
+            backward=backward,
+            batch=self.batch,
+            tiles=self.tiles,
+            processors=processors(self.device),
         )
 
     def scan(self, cut: Pass, images: int) -> Scan:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-import torch
-
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 from ssmvision.kernels.projected_scan.config import (
     SEGMENTS,
     Pass,
@@ -23,8 +22,6 @@ from ssmvision.kernels.routes import Grid
 
 __all__ = ["IO", "MAX_ROUTES", "BackwardOut", "ForwardOut", "Route", "Scan", "cut_defines", "walk_defines"]
 
-# Value of the macro IO.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROUTES = 8
 PACKAGE = "ssmvision.kernels.projected_scan"
 CROSS = ("row", "column", "row_reverse", "column_reverse")

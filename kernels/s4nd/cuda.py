@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.cuda.host import processors
 from ssmvision.kernels.registry import Request
 from ssmvision.kernels.s4nd.args import ConvArgs, ConvRequest, Grads
 from ssmvision.kernels.s4nd.cuda_config import (
@@ -90,12 +91,6 @@ def _kernel(
     return kernel(program, name or program, defines(grid, width, dense, KIO[taps], skip, need_u), device)
 
 
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
-
-
 class _Inputs(NamedTuple):
     """What both passes read, as the kernels take it."""
 
@@ -151,7 +146,7 @@ def _maps(t: Tensor | None) -> Maps:
 def _block(t: _Inputs, args: ConvArgs, out: Tensor | None, config: PlaneConfig) -> Plane:
     """The parameter block; each of the teams on the device takes a chunk of images of one feature."""
     batch, features = args.u.shape[:2]
-    walkers = _processors(t.device) * config.blocks * config.teams
+    walkers = processors(t.device) * config.blocks * config.teams
     chunks, per = cut(batch, features, config.images, walkers)
     y, x = (Taps(taps.data_ptr(), taps.shape[1], center) for taps, center in zip(t.taps, args.centers, strict=True))
     return Plane(

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.cuda import Kernel, available, kernel
-from ssmvision.kernels.registry import Request
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import can_run, processors
 from ssmvision.kernels.selective_scan import chunked
 from ssmvision.kernels.selective_scan.args import Grads, ScanArgs
 from ssmvision.kernels.selective_scan.config import CudaConfig, backward_config, forward_config, n_saved
@@ -45,20 +45,6 @@ APART, FINISHED, PAIR_FINISHED, PAIRS_APART = range(4)
 def _kernel(program: str, name: str, device: int, **defines: int) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(program, name, defines, device)
-
-
-@lru_cache(maxsize=64)
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
 
 
 def _address(t: Tensor | None) -> int | None:
@@ -153,7 +139,7 @@ def _forward_pass(args: ScanArgs) -> _Pass:
     batch, routes, _, width = t.delta.shape
     table = route_table(args.routes, args.grid, t.delta.device)
     pairs = pairs_fit(t, t.x)
-    config = forward_config(batch * routes, width, table.steps, pairs, _multiprocessors(t.delta.device.index))
+    config = forward_config(batch * routes, width, table.steps, pairs, processors(t.delta.device.index))
     defines = {
         "IO": IO[t.x.dtype],
         "NS": state_lanes(min(t.A.shape[2], GROUP)),
@@ -251,7 +237,7 @@ def backward(
     dout = dout.to(t.x.dtype).contiguous()
     batch, routes, _, width = t.delta.shape
     table = route_table(args.routes, args.grid, dout.device)
-    config = backward_config(batch * routes, width, table.steps, _multiprocessors(dout.device.index))
+    config = backward_config(batch * routes, width, table.steps, processors(dout.device.index))
     n_state, pairs = t.A.shape[2], pairs_fit(t, dout)
     defines = {
         "IO": IO[dout.dtype],

@@ -6,14 +6,11 @@ import ctypes
 from itertools import product
 from typing import Any
 
-import torch
-
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 
 __all__ = ["IO", "BackwardOut", "ForwardOut", "Scan", "StateOut", "Stream", "state_lanes"]
 
-# Value of the macro IO.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PACKAGE = "ssmvision.kernels.selective_scan"
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 

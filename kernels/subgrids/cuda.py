@@ -11,9 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.cuda import Kernel, available, kernel
+from ssmvision.kernels.cuda import Kernel, kernel
+from ssmvision.kernels.cuda.host import aligned, can_run, processors
 from ssmvision.kernels.depthwise_conv import cuda as depthwise
-from ssmvision.kernels.registry import Request
 from ssmvision.kernels.subgrids import reference
 from ssmvision.kernels.subgrids.config import MAX_PACKS, columns_per_thread
 from ssmvision.kernels.subgrids.cuda_programs import IO, Conv, Norm
@@ -23,38 +23,10 @@ __all__ = ["can_run", "conv_backward", "conv_forward", "norm_forward"]
 THREADS, LANES = 128, 32
 
 
-def can_run(request: Request) -> str | None:
-    """Why the request cannot run on CUDA, or None."""
-    if not request.device.startswith("cuda"):
-        return f"{request.device} is not a CUDA device"
-    if request.dtype not in IO:
-        return f"computes in float32, so {request.dtype} is left to others"
-    return available(request.device)
-
-
 @lru_cache(maxsize=256)
 def _kernel(name: str, device: int, dtype: torch.dtype, weight_dtype: torch.dtype, **defines: int) -> Kernel:
     """Kept here too, because finding a compiled variant by its definitions costs more than a launch."""
     return kernel(name, name, {"IO": IO[dtype], "WIO": IO[weight_dtype], **defines}, device)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: int) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
-
-
-def _aligned(*tensors: Tensor) -> int:
-    """How many channels may be accessed at once: 4, 2 or 1."""
-    for count in (4, 2):
-        if all(
-            t.shape[-1] % count == 0
-            and t.data_ptr() % (count * t.element_size()) == 0
-            and not any(stride % count for stride, size in zip(t.stride()[:-1], t.shape[:-1], strict=True) if size > 1)
-            for t in tensors
-        ):
-            return count
-    return 1
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -69,7 +41,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
     out = torch.empty(4, batch, rows, columns, channels, dtype=x.dtype, device=x.device)
-    wide = _aligned(x, out, weight.flatten(), bias)
+    wide = aligned(x, out, weight.flatten(), bias)
     block = Conv(
         x=x.data_ptr(),
         weight=weight.data_ptr(),
@@ -84,7 +56,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         E=channels,
     )
     lines = batch * 2 * rows * (channels // wide)
-    strip = columns_per_thread(lines, 2 * columns, _processors(x.device.index))
+    strip = columns_per_thread(lines, 2 * columns, processors(x.device.index))
     threads = lines * -(-2 * columns // strip)
     compiled = _kernel("subgrid_conv", x.device.index, x.dtype, weight.dtype, V=wide, COLUMNS=strip)
     compiled.launch((-(-threads // THREADS), 1, 1), (THREADS, 1, 1), 0, None, (block,))
@@ -103,7 +75,7 @@ def norm_forward(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: flo
     """Norm and gate; takes and returns as `reference.norm_forward`."""
     gate, y = _dense(gate.to(y.dtype)), _grid_dense(y)
     weight, bias = weight.contiguous(), bias.to(weight.dtype).contiguous()
-    wide = _aligned(y, gate, weight, bias)
+    wide = aligned(y, gate, weight, bias)
     packs = -(-y.shape[-1] // (LANES * wide))
     if y.numel() == 0 or weight.dtype not in IO or packs > MAX_PACKS:
         return reference.norm_forward(y, gate, weight, bias, eps, silu)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
-
 from ssmvision.kernels.cuda import ProgramSpec, register_program
+from ssmvision.kernels.cuda.host import IO
 from ssmvision.kernels.subgrids.config import COLUMNS
 
 __all__ = ["IO", "Conv", "Norm"]
 
-# Value of the macros IO and WIO.
-IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PACKAGE = "ssmvision.kernels.subgrids"
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 

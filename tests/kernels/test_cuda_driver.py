@@ -11,6 +11,7 @@ import torch
 
 from ssmvision.kernels.cuda import driver
 from ssmvision.kernels.cuda.driver import CudaError, Kernel
+from ssmvision.kernels.cuda.host import aligned
 from ssmvision.kernels.cuda.signature import ArgumentBuffer, Signature
 from tests.kernels.cuda_programs import KERNELS, Offset
 
@@ -185,3 +186,20 @@ def test_torchs_current_stream_is_the_default(fake: FakeDriver, monkeypatch: pyt
 
 def test_the_layout_of_a_structure_is_the_compilers() -> None:
     assert ctypes.sizeof(Offset) == struct.calcsize("fi") == 8
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "offset", "expected"),
+    [
+        ((2, 3, 8), (24, 8, 1), 0, 4),
+        ((2, 3, 8), (24, 8, 1), 2, 2),
+        ((2, 3, 8), (24, 8, 1), 1, 1),
+        ((2, 3, 6), (24, 6, 1), 0, 2),
+        ((2, 3, 8), (27, 9, 1), 0, 1),
+        ((1, 1, 8), (27, 9, 1), 0, 4),  # a stride that is never taken
+    ],
+)
+def test_as_much_is_read_at_once_as_every_row_allows(
+    size: tuple[int, ...], strides: tuple[int, ...], offset: int, expected: int
+) -> None:
+    assert aligned(None, torch.zeros(100).as_strided(size, strides, offset), torch.zeros(8)) == expected
