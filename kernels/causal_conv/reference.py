@@ -45,7 +45,7 @@ def forward(
     Args:
         x: (B, L, E).
         weight: (K, E, W), any floating dtype.
-        bias: (K, E) in weight's dtype, or None.
+        bias: (K, E), any floating dtype, or None.
         routes: K times "forward" or "backward".
         silu: apply SiLU.
         out: (B, K, L, E) to write to; a new tensor where None.
@@ -81,7 +81,7 @@ def backward(
         dx: (B, L, E) in x's dtype to write to; a new tensor where None.
 
     Returns:
-        dx, summed over the directions, in x's dtype; dweight and dbias in weight's dtype, dbias None without a bias.
+        dx, summed over the directions, dweight and dbias, each in its tensor's dtype; dbias is None without a bias.
     """
     wide, width = _wide(x.dtype), weight.shape[-1]
     total, input_, taps = torch.zeros(x.shape, dtype=wide, device=x.device), x.to(wide), weight.to(wide)
@@ -99,4 +99,4 @@ def backward(
             total += _shift(dpre * taps[k, :, tap], -offset)
             dweight[k, :, tap] = (dpre * _shift(input_, offset)).sum((0, 1))
     dx = total.to(x.dtype) if dx is None else dx.copy_(total)
-    return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(weight.dtype)
+    return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)

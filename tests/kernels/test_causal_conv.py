@@ -98,6 +98,8 @@ def test_plain_functions_write_into_views() -> None:
     assert dx.data_ptr() == whole.data_ptr()
     assert torch.equal(whole[..., :5], reference.backward(x, weight, bias, BOTH, True, dout)[0])
     assert torch.equal(whole[..., 5:], torch.full_like(x, 7.0))
+    grads = reference.backward(x, weight.bfloat16(), bias, BOTH, True, dout)
+    assert [t.dtype for t in grads if t is not None] == [x.dtype, torch.bfloat16, bias.dtype]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3)])
