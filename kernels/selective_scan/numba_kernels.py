@@ -48,6 +48,17 @@ def step_size(delta: Any, at: int, offset: Any, with_softplus: bool) -> Any:
     return dt
 
 
+@njit(inline="always", **OPTIONS)
+def place(task: int, sizes: Any, strides: Any) -> Any:
+    """A task's image and route as one number, route, first channel and, in each of x, delta, B and C, its beginning."""
+    _, _, routes, _, channels, _ = sizes
+    of_x, of_delta, of_B, of_C = strides
+    row, start = task // (channels // LANES), task % (channels // LANES) * LANES
+    b, k = row // routes, row % routes
+    x0, delta0 = b * of_x[0] + k * of_x[1] + start, b * of_delta[0] + k * of_delta[1] + start
+    return row, k, start, x0, delta0, b * of_B[0] + k * of_B[1], b * of_C[0] + k * of_C[1]
+
+
 @njit(**OPTIONS)
 def scan_forward(
     first: int,
@@ -88,14 +99,12 @@ def scan_forward(
         saved: (saved states, B, K, N, E), written at the entry of a route's chunks and, last, at its end.
     """
     n_saved, batch, routes, positions, channels, n_state = sizes
-    blocks, state_size = channels // LANES, batch * routes * n_state * channels
+    state_size = batch * routes * n_state * channels
     of_x, of_delta, of_B, of_C = strides
     h, A = np.zeros(n_state * LANES, np.float32), np.zeros(n_state * LANES, np.float32)
     for task in range(first, last):
-        row, start = task // blocks, task % blocks * LANES
-        b, k, own = row // routes, row % routes, row * n_state * channels + start
-        x0, delta0 = b * of_x[0] + k * of_x[1] + start, b * of_delta[0] + k * of_delta[1] + start
-        B0, C0 = b * of_B[0] + k * of_B[1], b * of_C[0] + k * of_C[1]
+        row, k, start, x0, delta0, B0, C0 = place(task, sizes, strides)
+        own = row * n_state * channels + start
         h[:] = ZERO
         copy_states(A, 0, LANES, A2, k * n_state * channels + start, channels, n_state)
         skip, offset = load(D, k * channels + start), load(bias, k * channels + start)
@@ -208,11 +217,8 @@ def scan_backward(
     h, decays = np.zeros((chunk + 1) * wide, np.float32), np.zeros(chunk * wide, np.float32)
     steps = np.zeros(chunk * LANES, np.float32)
     for task in range(first, last):
-        row, start = task // blocks, task % blocks * LANES
-        b, k, own = row // routes, row % routes, row * n_state * channels + start
-        x0, delta0 = b * of_x[0] + k * of_x[1] + start, b * of_delta[0] + k * of_delta[1] + start
-        dy0 = b * of_dy[0] + k * of_dy[1] + start
-        B0, C0 = b * of_B[0] + k * of_B[1], b * of_C[0] + k * of_C[1]
+        row, k, start, x0, delta0, B0, C0 = place(task, sizes, strides)
+        own, dy0 = row * n_state * channels + start, row // routes * of_dy[0] + k * of_dy[1] + start
         share = task % blocks * (batch * routes * positions * n_state)
         sum_A[:] = ZERO
         copy_states(A, 0, LANES, A2, k * n_state * channels + start, channels, n_state)

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.routes import route_index
-from ssmvision.kernels.selective_scan.args import Grads, ScanArgs, as_inputs, compute_dtype, gate_gradient
+from ssmvision.kernels.selective_scan.args import (
+    Grads,
+    ScanArgs,
+    as_inputs,
+    compute_dtype,
+    gate_gradient,
+    merged_gradient,
+)
 from ssmvision.kernels.selective_scan.config import n_saved
 
 __all__ = [
@@ -121,13 +128,8 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     """Gradients of x, delta, A, B, C, D, z and delta_bias (None where there is no input), route by route."""
     dtype = compute_dtype(args.x, args.delta)
     dx, ddelta, dA, dB, dC = (torch.zeros_like(t, dtype=dtype) for t in args[:5])
-    dz = None
-    dy = dout.to(dtype)
-    if args.z is not None and ungated is not None:
-        dz = gate_gradient(args.z, dy, ungated)
-        dy = dy * F.silu(args.z.to(dtype))
-    if args.merge == "mean":
-        dy = dy / len(args.routes)
+    dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.to(dtype), ungated)
+    dy = merged_gradient(dout.to(dtype), args)
     dD, dbias = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (args.D, args.delta_bias))
     for k, name in enumerate(args.routes):
         index = torch.tensor(route_index(name, args.grid), device=args.x.device)
