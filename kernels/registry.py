@@ -20,7 +20,7 @@ __all__ = ["Backend", "NoBackendError", "Request", "choose", "explain", "ops", "
 
 ENV_VAR = "SSMVISION_BACKEND"
 # What backends are called in any op, so that the variable can be checked before all ops are imported.
-NAMES = ("cuda", "triton", "numba", "chunked", "reference")
+NAMES = ("cuda", "triton", "numba", "chunked", "toeplitz", "fft", "composition", "reference")
 logger = logging.getLogger("ssmvision")
 
 

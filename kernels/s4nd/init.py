@@ -33,7 +33,7 @@ class InitialSystem(NamedTuple):
         A: (S, n / 2) diagonal part, real and imaginary part not positive.
         P: (rank, S, n / 2) low-rank part: the full matrix is diag(A) - P P^*.
         B: (S, n / 2).
-        V: (S, n, n / 2) basis, in which a real system is this one; None entries do not occur.
+        V: (S, n, n / 2) basis, in which a real system is this one.
     """
 
     A: Tensor

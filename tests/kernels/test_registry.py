@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 
@@ -27,6 +28,12 @@ def op() -> Iterator[str]:
     yield OP
     registry._OPS.pop(OP)
     registry._choose.cache_clear()
+
+
+def test_the_variable_may_name_every_backend_of_every_op() -> None:
+    for name in ("branch", "instance_norm", "s4nd", "selective_scan", "projected_scan", "ssd"):
+        importlib.import_module(f"ssmvision.kernels.{name}.op")
+    assert {backend.name for op in registry._OPS.values() for backend in op.backends} <= set(registry.NAMES)
 
 
 def test_the_variable_leaves_ops_alone_that_lack_the_name(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
