@@ -215,6 +215,9 @@ def test_a_missing_or_broken_peer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("vim --sizes 224x64", "'224x64' is not PIXELS/BATCH, such as 224/64"),
         ("vim --sizes 224/0", "'224/0' is not PIXELS/BATCH"),
         ("vim --model vim_smal", "timm has no model 'vim_smal'"),
+        ("cpu --peer vim_smal", "timm has no model 'vim_smal'"),
+        ("cpu --rounds 0", "--rounds 0: give 1 or more"),
+        ("scan --repeats 0", "--repeats 0: give 1 or more"),
     ],
 )
 def test_a_wrong_setting_is_one_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssmvision.errors import UserError
+
 __all__ = ["BenchCpuConfig", "BenchScanConfig", "BenchVimConfig"]
 
 
@@ -32,6 +34,10 @@ class BenchScanConfig:
     threads: int = 0
     json: bool = False
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UserError(f"--repeats {self.repeats}: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -83,3 +89,7 @@ class BenchCpuConfig:
     threads: int = 0
     json: bool = False
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"--rounds {self.rounds}: give 1 or more")

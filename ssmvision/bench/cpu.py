@@ -10,21 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ssmvision.models  # noqa: F401  (registers them with timm)
-from ssmvision.bench.config import BenchCpuConfig, BenchScanConfig
-from ssmvision.bench.scan import SHAPES, _inputs, _loop, _ours, cpu_name
-from ssmvision.bench.table import as_json, markdown, write_text
+from ssmvision.bench.config import BenchCpuConfig
+from ssmvision.bench.scan import SHAPES, cpu_name, scan_inputs, scan_loop, scan_ours
+from ssmvision.bench.table import markdown, publish
+from ssmvision.bench.vim import CLASSES, check_models, create_model
 from ssmvision.errors import UserError
 from ssmvision.kernels import registry
 
 __all__ = ["CpuRow", "run"]
-
-CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def run(config: BenchCpuConfig) -> list[CpuRow]:
     reason = registry.explain("selective_scan", registry.Request())["numba"]
     if reason is not None:
         raise UserError(f"bench cpu: the fast backend cannot run ({reason})")
+    check_models(config.model, config.peer)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(0)
@@ -75,20 +74,17 @@ def run(config: BenchCpuConfig) -> list[CpuRow]:
         }
         for r in rows
     ]
-    text = as_json(machine, rows)
-    print(text if config.json else f"{machine}\n\n{markdown(shown)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, machine, rows, f"{machine}\n\n{markdown(shown)}")
     return rows
 
 
 def _scans(config: BenchCpuConfig) -> list[CpuRow]:
     case = SHAPES["vim"]
-    t = _inputs(case, BenchScanConfig(dtype="float32"))
+    t = scan_inputs(case, "float32")
     contenders: dict[str, Callable[[], Tensor]] = {
-        "numba": lambda: _ours(t, case, "numba"),
-        "chunked": lambda: _ours(t, case, "chunked"),
-        "loop": lambda: _loop(t, case),
+        "numba": lambda: scan_ours(t, case, "numba"),
+        "chunked": lambda: scan_ours(t, case, "chunked"),
+        "loop": lambda: scan_loop(t, case),
     }
     with torch.no_grad():
         forward = _in_turns(contenders, config.rounds)
@@ -103,7 +99,7 @@ def _scans(config: BenchCpuConfig) -> list[CpuRow]:
 def _models(config: BenchCpuConfig) -> list[CpuRow]:
     image = torch.randn(config.batch, 3, config.pixels, config.pixels)
     target = torch.randint(CLASSES, (config.batch,))
-    ours, peer = (_create(name, config.pixels) for name in (config.model, config.peer))
+    ours, peer = (create_model(name, config.pixels).eval() for name in (config.model, config.peer))
 
     def infer(model: nn.Module, backend: str = "") -> Callable[[], object]:
         def step() -> None:
@@ -130,14 +126,6 @@ def _models(config: BenchCpuConfig) -> list[CpuRow]:
         what = f"{config.batch} x {config.pixels} px"
         rows += _rows(what, name, _in_turns(contenders, config.rounds))
     return rows
-
-
-def _create(name: str, pixels: int) -> nn.Module:
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=CLASSES, img_size=pixels)
-    except RuntimeError as error:
-        raise UserError(f"bench cpu: timm has no model {name!r}; `ssmvision models` lists ours") from error
-    return model.eval()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ssmvision.bench.fusion_config import BenchFusionConfig
 from ssmvision.bench.scan import cpu_name
-from ssmvision.bench.table import as_json, markdown, write_text
+from ssmvision.bench.table import markdown, publish
 from ssmvision.bench.timing import capture, in_rounds_us, in_turns_us, peak_mib, side_stream
 from ssmvision.bench.vim import parse_sizes
 from ssmvision.errors import UserError
@@ -93,10 +93,7 @@ def run(config: BenchFusionConfig) -> list[FusionRow]:
             for form in FORMS if step == "infer" else TRAINED:
                 print(f"{pixels} px, batch {batch}, {step}, {form} ...", file=sys.stderr, flush=True)
                 rows.append(measure(config, pixels, batch, step, form))
-    text = as_json(_machine(config.device), rows)
-    print(text if config.json else f"{_machine(config.device)}\n\n{table(rows)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, _machine(config.device), rows, f"{_machine(config.device)}\n\n{table(rows)}")
     return rows
 
 

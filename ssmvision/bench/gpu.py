@@ -16,7 +16,7 @@ from ssmvision.bench.contestants import Contestant, Inputs, composed, make_input
 from ssmvision.bench.floors import Rates, rates_of, scan_floor
 from ssmvision.bench.peers import find_peer
 from ssmvision.bench.shapes import SHAPES, Shape
-from ssmvision.bench.table import as_json, chosen, markdown, write_text
+from ssmvision.bench.table import chosen, markdown, publish
 from ssmvision.bench.timing import capture, host_us, in_turns_us, peak_mib, side_stream
 from ssmvision.errors import UserError
 
@@ -93,10 +93,7 @@ def run_gpu(config: BenchScanConfig) -> list[GpuRow]:
     for name in names:
         print(f"{name}: {SHAPES[name].about} ({SHAPES[name].size}) ...", file=sys.stderr, flush=True)
         rows += measure(name, dtype, config.backend)
-    text = as_json(machine(dtype), rows)
-    print(text if config.json else f"{machine(dtype)}\n\n{table(rows)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, machine(dtype), rows, f"{machine(dtype)}\n\n{table(rows)}")
     return rows
 
 

@@ -13,7 +13,7 @@ from ssmvision.bench.contestants import Contestant, Inputs
 from ssmvision.bench.s4nd_config import BenchS4NDConfig
 from ssmvision.bench.s4nd_shapes import DEPTHWISE, FFT, MATMUL, OURS, SHAPES, global_conv, part_of
 from ssmvision.bench.scan import cpu_name
-from ssmvision.bench.table import as_json, chosen, markdown, write_text
+from ssmvision.bench.table import chosen, markdown, publish
 from ssmvision.errors import UserError
 
 __all__ = ["MAPS_MOVED", "PASSES", "Exact", "Figures", "Row", "run", "table"]
@@ -96,10 +96,7 @@ def run(config: BenchS4NDConfig) -> list[Row]:
         versions = f"torch {torch.__version__}; Python {platform.python_version()}"
         where = f"{cpu_name()}, {torch.get_num_threads()} threads; {dtype}; {versions}"
     rows = [row for name in names for row in measure(name, dtype, config)]
-    text = as_json(where, rows)
-    print(text if config.json else f"{where}\n\n{table(rows)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, where, rows, f"{where}\n\n{table(rows)}")
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.bench.config import BenchScanConfig
-from ssmvision.bench.table import as_json, chosen, write_text
+from ssmvision.bench.table import chosen, publish
 from ssmvision.kernels import registry
 from ssmvision.kernels.selective_scan import selective_scan_nd
 from ssmvision.kernels.selective_scan.args import ScanArgs
@@ -24,7 +24,7 @@ from ssmvision.kernels.selective_scan.reference import selective_scan_nd_referen
 if TYPE_CHECKING:
     from ssmvision.bench.gpu import GpuRow
 
-__all__ = ["SHAPES", "Case", "Row", "cpu_name", "run", "run_cpu"]
+__all__ = ["SHAPES", "Case", "Row", "cpu_name", "run", "run_cpu", "scan_inputs", "scan_loop", "scan_ours"]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,7 @@ def run_cpu(config: BenchScanConfig) -> list[Row]:
         rows.append(_measure(name, SHAPES[name], config))
         if not config.json:
             print(_sentence(rows[-1]), flush=True)
-    text = as_json(_machine(config), rows)
-    print(text if config.json else _machine(config))
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, _machine(config), rows, _machine(config))  # each row's sentence was printed when it was there
     return rows
 
 
@@ -119,12 +116,18 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _inputs(case: Case, config: BenchScanConfig) -> dict[str, Tensor]:
+def scan_inputs(case: Case, dtype: str) -> dict[str, Tensor]:
+    """Random arguments of `selective_scan_nd` for gated inputs of their own along every route.
+
+    Args:
+        case: the shape.
+        dtype: of what has positions, by its name in torch; A, D and delta_bias are float32.
+    """
     g = torch.Generator().manual_seed(0)
     k = len(case.routes)
 
     def rand(*shape: int) -> Tensor:
-        t = torch.randn(*shape, generator=g).to(getattr(torch, config.dtype))
+        t = torch.randn(*shape, generator=g).to(getattr(torch, dtype))
         return t.requires_grad_()
 
     tensors = {
@@ -142,13 +145,14 @@ def _inputs(case: Case, config: BenchScanConfig) -> dict[str, Tensor]:
     }
 
 
-def _ours(t: dict[str, Tensor], case: Case, backend: str) -> Tensor:
+def scan_ours(t: dict[str, Tensor], case: Case, backend: str) -> Tensor:
+    """Our scan of `scan_inputs`."""
     out = selective_scan_nd(**t, delta_softplus=True, routes=case.routes, backend=backend)  # type: ignore[arg-type]
     assert isinstance(out, Tensor)
     return out
 
 
-def _loop(t: dict[str, Tensor], case: Case) -> Tensor:
+def scan_loop(t: dict[str, Tensor], case: Case) -> Tensor:
     """The definition, differentiated by autograd."""
     flat = {n: v.flatten(2, -2) for n, v in t.items() if n in ("x", "delta", "B", "C")}
     args = ScanArgs(
@@ -171,7 +175,7 @@ def _time_ms(f: Callable[[], object], config: BenchScanConfig) -> float:
 
 
 def _measure(name: str, case: Case, config: BenchScanConfig) -> Row:
-    t = _inputs(case, config)
+    t = scan_inputs(case, config.dtype)
 
     def forward(f: Callable[[], Tensor]) -> float:
         with torch.no_grad():
@@ -181,10 +185,10 @@ def _measure(name: str, case: Case, config: BenchScanConfig) -> Row:
         return _time_ms(lambda: torch.autograd.grad(f().sum(), list(t.values())), config)
 
     def ours() -> Tensor:
-        return _ours(t, case, config.backend)
+        return scan_ours(t, case, config.backend)
 
     def loop() -> Tensor:
-        return _loop(t, case)
+        return scan_loop(t, case)
 
     error = None
     if case.loop:
@@ -213,8 +217,8 @@ def _training_peak_gib(case: Case, config: BenchScanConfig) -> float:
 
 
 def _peak_of_this_process(case: Case, config: BenchScanConfig) -> float:
-    t = _inputs(case, config)
-    torch.autograd.grad(_ours(t, case, config.backend).sum(), list(t.values()))
+    t = scan_inputs(case, config.dtype)
+    torch.autograd.grad(scan_ours(t, case, config.backend).sum(), list(t.values()))
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 

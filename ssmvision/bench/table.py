@@ -6,14 +6,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ssmvision.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["as_json", "chosen", "markdown", "write_text"]
+__all__ = ["Output", "as_json", "chosen", "markdown", "publish", "write_text"]
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -44,6 +44,30 @@ def chosen(wish: str, known: Collection[str]) -> list[str]:
 def as_json(machine: str, rows: Sequence[DataclassInstance]) -> str:
     """The machine and the rows, indented."""
     return json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2)
+
+
+class Output(Protocol):
+    """Where a benchmark's figures go, as its settings say."""
+
+    @property
+    def json(self) -> bool:
+        """Print JSON instead of a table."""
+
+    @property
+    def out(self) -> Path | None:
+        """Also write the JSON to this file."""
+
+
+def publish(output: Output, machine: str, rows: Sequence[DataclassInstance], shown: str) -> None:
+    """Prints the figures, as JSON or as `shown`, and writes the JSON where it is wanted.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = as_json(machine, rows)
+    print(text if output.json else shown)
+    if output.out is not None:
+        write_text(output.out, text)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ssmvision.bench.scan import cpu_name
-from ssmvision.bench.table import as_json, markdown, write_text
+from ssmvision.bench.table import markdown, publish
 from ssmvision.bench.umamba_config import BenchUMambaConfig
 from ssmvision.errors import UserError
 from ssmvision.models.umamba import UMambaBot, UMambaEnc
@@ -106,11 +106,7 @@ def run(config: BenchUMambaConfig) -> list[UMambaRow]:
                 continue
             print(f"{network}, {precision} ...", file=sys.stderr, flush=True)
             rows.append(_beside_twin(measure(config, network, precision), rows))
-    about = _machine(config)
-    text = as_json(about, rows)
-    print(text if config.json else f"{about}\n\n{table(rows)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, _machine(config), rows, f"{_machine(config)}\n\n{table(rows)}")
     return rows
 
 

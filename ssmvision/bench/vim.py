@@ -14,11 +14,21 @@ from torch import Tensor, nn
 
 import ssmvision.models  # noqa: F401  (registers them with timm)
 from ssmvision.bench.config import BenchVimConfig
-from ssmvision.bench.table import as_json, markdown, write_text
+from ssmvision.bench.table import markdown, publish
 from ssmvision.bench.timing import capture, in_rounds_us, in_turns_us, peak_mib, side_stream
 from ssmvision.errors import UserError
 
-__all__ = ["ModelRow", "create_model", "measure", "parse_sizes", "run", "table", "training_step"]
+__all__ = [
+    "CLASSES",
+    "ModelRow",
+    "check_models",
+    "create_model",
+    "measure",
+    "parse_sizes",
+    "run",
+    "table",
+    "training_step",
+]
 
 CLASSES = 1000
 LEARNING_RATE = 1e-4
@@ -72,9 +82,7 @@ def run(config: BenchVimConfig) -> list[ModelRow]:
     """
     sizes = parse_sizes(config.sizes)
     names = [name for name in (config.model, config.peer) if name]
-    for name in names:
-        if not timm.is_model(name):
-            raise UserError(f"timm has no model {name!r}; `ssmvision models` lists ours, timm.list_models() all")
+    check_models(*names)
     if not torch.cuda.is_available():
         raise UserError("bench vim needs a CUDA device and PyTorch sees none here; run `ssmvision doctor`")
     rows: list[ModelRow] = []
@@ -83,11 +91,19 @@ def run(config: BenchVimConfig) -> list[ModelRow]:
             print(f"{pixels} px, batch {batch}, {step} ...", file=sys.stderr, flush=True)
             rows += measure(names, pixels, batch, step, getattr(torch, config.dtype))
     about = f"{torch.cuda.get_device_name()}; {config.dtype}; torch {torch.__version__}; timm {timm.__version__}"
-    text = as_json(about, rows)
-    print(text if config.json else f"{about}\n\n{table(rows)}")
-    if config.out is not None:
-        write_text(config.out, text)
+    publish(config, about, rows, f"{about}\n\n{table(rows)}")
     return rows
+
+
+def check_models(*names: str) -> None:
+    """Refuses names that timm does not know.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name in names:
+        if not timm.is_model(name):
+            raise UserError(f"timm has no model {name!r}; `ssmvision models` lists ours, timm.list_models() all")
 
 
 def measure(names: Sequence[str], pixels: int, batch: int, step: str, dtype: torch.dtype) -> list[ModelRow]:
