@@ -104,7 +104,7 @@ def load_official(path: str | Path, map_location: str | torch.device = "cpu") ->
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; check the path")
     if path.suffix == ".safetensors":
         return _load_safetensors(path, map_location)
     try:

@@ -19,7 +19,8 @@ __all__ = ["BackendChoice", "Device", "DoctorConfig", "Report", "examine", "run"
 
 PACKAGES = (
     *("ssmvision", "torch", "triton", "torchvision", "timm", "numpy", "numba", "safetensors", "jsonargparse", "rich"),
-    *("monai", "lightning", "nibabel", "scipy", "albumentations", "jinja2", "matplotlib", "nilearn"),
+    *("monai", "lightning", "nibabel", "scipy", "scikit-learn", "blosc2", "albumentations", "opencv-python-headless"),
+    *("jinja2", "matplotlib", "nilearn", "pydicom", "highdicom", "scikit-image", "onnx", "onnxruntime"),
 )
 
 
@@ -117,7 +118,7 @@ def _choices(device: str, dtype: str) -> list[BackendChoice]:
     import ssmvision.ops  # noqa: F401  (registers every op's backends)
     from ssmvision.kernels import registry
 
-    request = registry.Request(device=device.partition(":")[0], dtype=getattr(torch, dtype))
+    request = registry.Request(device, getattr(torch, dtype))
     choices = []
     for op in registry.ops():
         try:

@@ -16,6 +16,7 @@ from ssmvision.cli import main
 from ssmvision.cli.commands import COMMANDS, Command
 from ssmvision.cli.config_files import shipped_names
 from ssmvision.cli.models import registered_models
+from ssmvision.kernels import registry
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -117,6 +118,17 @@ def test_doctor_tells_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     assert "bfloat16" in text
     assert "selective_scan" in text
+
+
+def test_doctor_asks_for_every_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs of one machine may be of different generations."""
+    devices = [doctor.Device(f"cuda:{i}", True, "") for i in range(2)]
+    monkeypatch.setattr(doctor, "_devices", lambda: devices)
+    monkeypatch.setattr(
+        registry, "explain", lambda op, request, backend="auto": {"cuda": f"asked for {request.device}"}
+    )
+    found = {(row.device, row.refused["cuda"]) for row in doctor.examine().backends}
+    assert found == {("cuda:0", "asked for cuda:0"), ("cuda:1", "asked for cuda:1")}
 
 
 def test_doctor_follows_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
