@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssmvision.kernels.add_norm.args import keeps_hidden
 from ssmvision.kernels.add_norm.op import add_norm
+from ssmvision.kernels.checks import check_tensors
 
 __all__ = ["add_layer_norm", "add_rms_norm"]
 
@@ -103,11 +104,7 @@ def _default_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _check(hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None = None) -> None:
-    for name, t in {"hidden": hidden, "residual": residual, "weight": weight, "bias": bias}.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != hidden.device:
-            raise ValueError(f"{name} is on {t.device} but hidden is on {hidden.device}; move it there")
+    check_tensors({"hidden": hidden, "residual": residual, "weight": weight, "bias": bias}, "hidden")
     if hidden.dim() == 0:
         raise ValueError("hidden must be (..., C), got a tensor without axes")
     if residual is not None and residual.shape != hidden.shape:

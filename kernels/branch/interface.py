@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssmvision.kernels.branch.op import branch_norm, branch_sum
+from ssmvision.kernels.checks import check_tensors
 
 __all__ = ["add_branch", "norm_map"]
 
@@ -40,7 +41,7 @@ def norm_map(
         ValueError: shapes or devices do not fit; the message names the argument and what it got.
         TypeError: an argument is not a real floating-point tensor.
     """
-    _check({"x": x, "weight": weight, "bias": bias})
+    check_tensors({"x": x, "weight": weight, "bias": bias}, "x")
     if x.dim() < 2:
         raise ValueError(f"x must be (B, C, *grid), got {tuple(x.shape)}")
     for name, t in (("weight", weight), ("bias", bias)):
@@ -82,7 +83,7 @@ def add_branch(
         ValueError: shapes or devices do not fit; the message names the argument and what it got.
         TypeError: an argument is not a real floating-point tensor.
     """
-    _check({"x": x, "branch": branch, "gamma": gamma, "keep": keep})
+    check_tensors({"x": x, "branch": branch, "gamma": gamma, "keep": keep}, "x")
     if x.dim() < 2 or branch.shape != (x.shape[0], *x.shape[2:], x.shape[1]):
         raise ValueError(
             f"branch must be (B, *grid, C) for x (B, C, *grid) = {tuple(x.shape)}, got {tuple(branch.shape)}"
@@ -110,13 +111,3 @@ def add_branch(
 def _positions(x: Tensor) -> Tensor:
     """(B, C, *grid) -> (B, C, positions)."""
     return x.unsqueeze(-1) if x.dim() == 2 else x.flatten(2)
-
-
-def _check(named: dict[str, Tensor | None]) -> None:
-    x = named["x"]
-    assert x is not None
-    for name, t in named.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")

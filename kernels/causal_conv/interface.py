@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ssmvision.kernels.causal_conv.op import conv
+from ssmvision.kernels.checks import check_tensors
 
 __all__ = ["MAX_TAPS", "causal_conv"]
 
@@ -56,11 +57,7 @@ def causal_conv(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, routes: tuple[str, ...]) -> None:
-    for name, t in {"x": x, "weight": weight, "bias": bias}.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")
+    check_tensors({"x": x, "weight": weight, "bias": bias}, "x")
     for route in routes:
         if route not in ("forward", "backward"):
             raise ValueError(f"unknown route {route!r}; choose from forward, backward")

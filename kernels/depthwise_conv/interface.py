@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ssmvision.kernels.checks import check_tensors
 from ssmvision.kernels.depthwise_conv.op import conv
 
 __all__ = ["MAX_SIDE", "depthwise_conv2d"]
@@ -48,11 +49,7 @@ def depthwise_conv2d(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, t in {"x": x, "weight": weight, "bias": bias}.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")
+    check_tensors({"x": x, "weight": weight, "bias": bias}, "x")
     if x.dim() != 4:
         raise ValueError(f"x must be (B, H, W, C), got {tuple(x.shape)}")
     channels, side = x.shape[-1], weight.shape[-1] if weight.dim() else 0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssmvision.kernels.checks import check_merge, check_routes, check_shapes, check_tensors
 from ssmvision.kernels.projected_scan.op import projected_scan
-from ssmvision.kernels.routes import ROUTES
 from ssmvision.kernels.selective_scan.interface import Merge
 
 __all__ = ["projected_scan_nd", "projected_scan_packed"]
@@ -95,8 +95,12 @@ def projected_scan_packed(
     """
     names = (routes,) if isinstance(routes, str) else tuple(routes)
     tensors = {"x": x, "projected": projected, "dt_weight": dt_weight, "A": A, "D": D, "delta_bias": delta_bias}
-    _check_tensors(tensors, x)
-    _check_routes(names, tuple(projected.shape[1:-2]), merge)
+    check_tensors(tensors, "x")
+    check_merge(merge)
+    grid = tuple(projected.shape[1:-2])
+    if len(grid) not in (1, 2, 3):
+        raise ValueError(f"projected must be (B, *grid, K, R + 2 N) with a 1D to 3D grid, got a grid of {grid}")
+    check_routes(names, grid)
     _check_parameters(dt_weight, A)
     _check_shapes(tensors, projected, dt_weight, A, names)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
@@ -105,30 +109,10 @@ def projected_scan_packed(
     return result
 
 
-def _check_tensors(tensors: dict[str, Tensor | None], x: Tensor) -> None:
-    for name, t in tensors.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")
-
-
 def _check_parameters(dt_weight: Tensor, A: Tensor) -> None:
     if A.dim() != 3 or dt_weight.dim() != 3:
         shapes = f"{tuple(A.shape)} and {tuple(dt_weight.shape)}"
         raise ValueError(f"A and dt_weight must be (K, E, N) and (K, E, R), got {shapes}")
-
-
-def _check_routes(routes: tuple[str, ...], grid: tuple[int, ...], merge: str) -> None:
-    if merge not in ("sum", "mean", "none"):
-        raise ValueError(f"merge must be 'sum', 'mean' or 'none', got {merge!r}")
-    if len(grid) not in (1, 2, 3):
-        raise ValueError(f"projected must be (B, *grid, K, R + 2 N) with a 1D to 3D grid, got a grid of {grid}")
-    for route in routes:
-        if route not in ROUTES:
-            raise ValueError(f"unknown route {route!r}; choose from {', '.join(ROUTES)}")
-        if ROUTES[route][0] not in (0, len(grid)):
-            raise ValueError(f"route {route!r} needs a {ROUTES[route][0]}D grid, got {grid}")
 
 
 def _check_shapes(
@@ -144,8 +128,4 @@ def _check_shapes(
         "D": ((k, channels),),
         "delta_bias": ((k, channels),),
     }
-    for name, shapes in wanted.items():
-        t = tensors[name]
-        if t is not None and tuple(t.shape) not in shapes:
-            expected = " or ".join(str(s) for s in shapes)
-            raise ValueError(f"{name} must have shape {expected} for {k} routes, got {tuple(t.shape)}")
+    check_shapes(tensors, wanted, k)

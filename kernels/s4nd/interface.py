@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ssmvision.kernels.checks import check_tensors
 from ssmvision.kernels.s4nd.args import PRECISIONS, Precision
 from ssmvision.kernels.s4nd.op import long_conv
 
@@ -67,12 +68,7 @@ def _full(kernel: Tensor, axis: int) -> Tensor:
 
 
 def _check(u: Tensor, kernels: list[Tensor], centers: list[int], D: Tensor | None, dense: bool) -> None:
-    named = {"u": u, "D": D, **{f"kernels[{a}]": kernel for a, kernel in enumerate(kernels)}}
-    for name, t in named.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != u.device:
-            raise ValueError(f"{name} is on {t.device} but u is on {u.device}; move it there")
+    check_tensors({"u": u, "D": D, **{f"kernels[{a}]": kernel for a, kernel in enumerate(kernels)}}, "u")
     axes = u.dim() - 2
     if axes not in (1, 2, 3):
         raise ValueError(f"u must be (B, H, L_1, ..., L_d) with 1 to 3 axes, got {tuple(u.shape)}")

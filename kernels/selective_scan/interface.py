@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.routes import ROUTES
+from ssmvision.kernels.checks import check_merge, check_routes, check_shapes, check_tensors
 from ssmvision.kernels.selective_scan.op import scan
 from ssmvision.kernels.selective_scan.reference import selective_scan_complex
 
@@ -84,21 +84,12 @@ def _check_nd(
     merge: str,
 ) -> None:
     named = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, t in named.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")
-    if merge not in ("sum", "mean", "none"):
-        raise ValueError(f"merge must be 'sum', 'mean' or 'none', got {merge!r}")
+    check_tensors(named, "x")
+    check_merge(merge)
     grid = delta.shape[2:-1]
     if len(grid) not in (1, 2, 3):
         raise ValueError(f"delta must be (B, K, *grid, E) with a 1D to 3D grid, got {tuple(delta.shape)}")
-    for route in routes:
-        if route not in ROUTES:
-            raise ValueError(f"unknown route {route!r}; choose from {', '.join(ROUTES)}")
-        if ROUTES[route][0] not in (0, len(grid)):
-            raise ValueError(f"route {route!r} needs a {ROUTES[route][0]}D grid, got {tuple(grid)}")
+    check_routes(routes, grid)
     batch, channels, n_state, k = delta.shape[0], delta.shape[-1], A.shape[-1], len(routes)
     merged, apart = (batch, *grid, channels), (batch, k, *grid, channels)
     wanted: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -111,11 +102,7 @@ def _check_nd(
         "z": (merged, apart) if merge == "none" else (merged,),
         "delta_bias": ((k, channels),),
     }
-    for name, shapes in wanted.items():
-        t = named[name]
-        if t is not None and tuple(t.shape) not in shapes:
-            expected = " or ".join(str(tuple(s)) for s in shapes)
-            raise ValueError(f"{name} must have shape {expected} for {k} routes, got {tuple(t.shape)}")
+    check_shapes(named, wanted, k)
 
 
 def selective_scan(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ssmvision.kernels.checks import check_tensors
 from ssmvision.kernels.routes import route_names
 from ssmvision.kernels.ssd.op import ssd
 
@@ -53,19 +54,11 @@ def ssd_nd(
         TypeError: an argument is not a real floating-point tensor.
     """
     names = (routes,) if isinstance(routes, str) else tuple(routes)
-    _check_tensors({"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D}, x)
+    check_tensors({"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D}, "x")
     _check_routes(x, names, merge)
     _check_shapes(x, B, {"delta": delta, "A": A, "C": C, "D": D}, len(names))
     out: Tensor = ssd(x, delta, A, B, C, D, ",".join(names), merge, backend)
     return out
-
-
-def _check_tensors(tensors: dict[str, Tensor | None], x: Tensor) -> None:
-    for name, t in tensors.items():
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must be a real floating-point tensor, got {t.dtype}")
-        if t is not None and t.device != x.device:
-            raise ValueError(f"{name} is on {t.device} but x is on {x.device}; move it there")
 
 
 def _check_routes(x: Tensor, routes: tuple[str, ...], merge: str) -> None:
