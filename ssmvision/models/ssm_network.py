@@ -324,7 +324,7 @@ class SSMNetwork(nn.Module):
         return {f"{prefix}.{name}" for prefix, names in said if names is not None for name in names()}
 
     def auxiliary_loss(self) -> Tensor | None:
-        """What a mixture of experts adds to the loss of the last training step; None without one."""
+        """What a mixture of experts adds to the loss of the last training step; None without one, and once taken."""
         return auxiliary_loss(self)
 
     def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssmvision.layers.channel_mixers import build_channel_mixer, channel_mixer_names, register_channel_mixer
 from ssmvision.layers.channel_mixers.einfft import EinFFT
@@ -109,9 +110,30 @@ def test_balance_is_least_where_experts_share_the_work() -> None:
     assert uneven.item() == pytest.approx(4.0, rel=1e-3)
     assert copy.deepcopy(mixer).balance_loss is None
     assert auxiliary_loss(torch.nn.Linear(2, 2)) is None
-    mixer.balance_loss = None
+    torch.testing.assert_close(auxiliary_loss(mixer), uneven)
     mixer.eval()(torch.eye(4))
     assert auxiliary_loss(mixer) is None
+
+
+def test_a_training_step_can_be_recorded_as_a_cuda_graph() -> None:
+    """It asks for no result, and leaves no graph, whose nodes would draw gradients to the stream of an old step."""
+
+    def step(mixer: MixtureOfExperts, tokens: torch.Tensor) -> None:
+        out, loss = mixer(tokens), auxiliary_loss(mixer)
+        assert loss is not None
+        (out.sum() + loss).backward()
+
+    def nodes(mixer: MixtureOfExperts) -> list[torch.autograd.graph.Node]:
+        return [p.expand_as(p).grad_fn.next_functions[0][0] for p in mixer.parameters()]  # type: ignore[union-attr]
+
+    with FakeTensorMode():  # raises where a size or a number depends on values
+        step(MixtureOfExperts(4), torch.empty(2, 5, 4))
+    mixer = MixtureOfExperts(4)
+    step(mixer, torch.ones(2, 5, 4))
+    for node in nodes(mixer):
+        node.metadata["old"] = True
+    del node
+    assert not any("old" in node.metadata for node in nodes(mixer))
 
 
 def test_gated_perceptron_has_an_mlps_parameters() -> None:

@@ -24,8 +24,9 @@ class MixtureOfExperts(nn.Module):
     For k > 1 the chosen p are divided by their sum. The router computes in at least float32. No position is dropped,
     and none is affected by the others.
 
-    In training `balance_loss` holds weight x E x sum_e f_e P_e (Switch, eq. 4 to 6) of the last call: f_e is the share
-    of the choices that fell on expert e, P_e the mean of p_e. It is `weight` where all experts are used alike.
+    In training `balance_loss` holds weight x E x sum_e f_e P_e (Switch, eq. 4 to 6) of the last call, until
+    `auxiliary_loss` takes it: f_e is the share of the choices that fell on expert e, P_e the mean of p_e. It is
+    `weight` where all experts are used alike.
 
     Args:
         dim: channels.
@@ -116,7 +117,14 @@ def _rows(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, int]:
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """Sum of the balancing losses of a model's last training step; None if it has no mixture of experts."""
-    losses = [module.balance_loss for module in model.modules() if isinstance(module, MixtureOfExperts)]
-    told = [loss for loss in losses if loss is not None]
+    """Takes the balancing losses of a model's last training step and gives their sum; None if there are none.
+
+    Taken, since a loss that is kept keeps its graph: the parameters' gradients would go on arriving on the stream of
+    that old step, which invalidates the recording of a CUDA graph on another one.
+    """
+    told = []
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts) and module.balance_loss is not None:
+            told.append(module.balance_loss)
+            module.balance_loss = None
     return torch.stack(told).sum() if told else None
