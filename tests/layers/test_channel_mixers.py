@@ -1,8 +1,9 @@
-"""Channel mixers against loops written from their papers' equations."""
+"""Channel mixers against loops written from their papers' equations, and against published code."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ssmvision.layers.channel_mixers import build_channel_mixer, channel_mixer_n
 from ssmvision.layers.channel_mixers.einfft import EinFFT
 from ssmvision.layers.channel_mixers.moe import MixtureOfExperts, auxiliary_loss
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "mixers"
 NAMES = [name for name in channel_mixer_names() if name != "none"]
 
 
@@ -39,22 +41,17 @@ def test_any_grid_any_precision(name: str) -> None:
     torch.testing.assert_close(compiled(spread), mixer(spread))
 
 
-def test_einfft_is_its_formula() -> None:
-    torch.manual_seed(0)
-    mixer = EinFFT(6, blocks=2, threshold=0.05).double()
-    x = torch.randn(2, 3, 3, 6, dtype=torch.float64)
-    w1, w2, b1, b2 = (
-        (p[0] + 1j * p[1]).detach().numpy() for p in (mixer.weight1, mixer.weight2, mixer.bias1, mixer.bias2)
-    )
-    for sample, got in zip(x.flatten(1, 2).numpy(), mixer(x).flatten(1, 2), strict=True):
-        for block in range(2):
-            spectrum = np.fft.fft2(sample[:, 3 * block : 3 * block + 3], norm="ortho")
-            hidden = spectrum @ w1[block] + b1[block]
-            hidden = np.maximum(hidden.real, 0) + 1j * np.maximum(hidden.imag, 0)
-            out = hidden @ w2[block] + b2[block]
-            real, imag = (np.sign(part) * np.maximum(np.abs(part) - 0.05, 0) for part in (out.real, out.imag))
-            wanted = np.fft.ifft2(real + 1j * imag, norm="ortho").real
-            np.testing.assert_allclose(got[:, 3 * block : 3 * block + 3].detach(), wanted, atol=1e-12)
+def test_einfft_is_the_official_layer() -> None:
+    with np.load(GOLDEN / "einfft.npz") as file:
+        stored = {name: torch.from_numpy(file[name]) for name in file.files}
+    mixer = EinFFT(8).double()
+    mixer.load_state_dict({name: stored[name] for name in ("weight1", "weight2", "bias1", "bias2")})
+    x = stored["x"].unflatten(1, (5, 3)).requires_grad_()
+    y = mixer(x)
+    torch.testing.assert_close(y.flatten(1, 2), stored["y"], rtol=1e-10, atol=1e-12)
+    dx, dweight1 = torch.autograd.grad(y, [x, mixer.weight1], stored["dy"].view(y.shape))
+    torch.testing.assert_close(dx.flatten(1, 2), stored["dx"], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(dweight1, stored["dweight1"], rtol=1e-10, atol=1e-12)
 
 
 def loop_of_experts(mixer: MixtureOfExperts, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """EinFFT: channels mixed in the frequency domain.
 
 Source: Patro, Agneeswaran, "SiMBA: Simplified Mamba-Based Architecture for Vision and Multivariate Time series" (arXiv
-2403.15360), section 3.2 and the authors' code.
+2403.15360), and the authors' code (badripatro/simba, 5007d43), which decides where the text leaves things open.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ SCALE = 0.02
 
 
 class EinFFT(nn.Module):
-    """Two complex block-diagonal layers on the Fourier transform of tokens and of each block of channels.
+    """Two complex block-diagonal layers on the Fourier transform over tokens and blocks of channels.
 
-    X = fft2(x) over the positions and the channels within a block, orthonormal; Y = W2 relu(W1 X + b1) + b2 in each
-    block, relu acting on real and imaginary parts; y = Re ifft2(softshrink(Y)). Computed in at least float32.
+    X = fft2(x) over the positions and the blocks, orthonormal, so that every block mixes all channels; Y = W2 relu(W1 X
+    + b1) + b2 in each block, relu and softshrink acting on real and imaginary parts; y = Re ifft2(softshrink(Y)).
+    Computed in at least float32.
 
     Args:
         dim: channels.
@@ -53,11 +54,11 @@ class EinFFT(nn.Module):
         with autocast_off(x.device):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             tokens = wide.flatten(1, -2).unflatten(-1, (self.blocks, -1))
-            spectrum = torch.fft.fft2(tokens, dim=(1, 3), norm="ortho")
+            spectrum = torch.fft.fft2(tokens, dim=(1, 2), norm="ortho")
             real, imag = _linear(spectrum.real, spectrum.imag, self.weight1, self.bias1)
             real, imag = _linear(real.relu(), imag.relu(), self.weight2, self.bias2)
             shrunk = torch.complex(F.softshrink(real, self.threshold), F.softshrink(imag, self.threshold))
-            mixed: Tensor = torch.fft.ifft2(shrunk, dim=(1, 3), norm="ortho").real
+            mixed: Tensor = torch.fft.ifft2(shrunk, dim=(1, 2), norm="ortho").real
         return mixed.reshape(x.shape).to(x.dtype)
 
 
