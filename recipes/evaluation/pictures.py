@@ -154,6 +154,12 @@ def _line_colour(place: int) -> str:
     return LINE_COLOURS[place % len(LINE_COLOURS)]
 
 
+def _line(place: int) -> dict[str, Any]:
+    """A colour for each method; when all are taken, the next style of line."""
+    style = LINE_STYLES[place // len(LINE_COLOURS) % len(LINE_STYLES)]
+    return {"color": _line_colour(place), "linestyle": style}
+
+
 def _scatter(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     # Spread by rank instead of by chance, so that equal scores give equal bytes.
     offsets = [0.2 * math.sin(2.4 * i) for i in range(len(values))]
@@ -189,16 +195,12 @@ def training_png(histories: Sequence[tuple[str, Sequence[Mapping[str, float]]]])
     for axes, (column, title) in zip(figure.subplots(1, 2), panels, strict=True):
         for method, rows in histories:
             points = [(row["epoch"], row[column]) for row in rows if not math.isnan(row.get(column, math.nan))]
-            place, marker = methods.index(method), "o" if len(points) < 25 else ""
+            marker = "o" if len(points) < 25 else ""
             x, y = zip(*points, strict=True) if points else ((), ())
-            style: dict[str, Any] = {"color": _line_colour(place), "linestyle": LINE_STYLES[place // 6 % 4]}
-            axes.plot(x, y, linewidth=1.2, alpha=0.8, marker=marker, markersize=3, **style)
+            axes.plot(x, y, linewidth=1.2, alpha=0.8, marker=marker, markersize=3, **_line(methods.index(method)))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes, title)
-    styles: list[dict[str, Any]] = [
-        {"color": _line_colour(i), "linestyle": LINE_STYLES[i // 6 % 4]} for i in range(len(methods))
-    ]
-    handles = [Line2D([], [], **style) for style in styles]
+    handles = [Line2D([], [], **_line(place)) for place in range(len(methods))]
     figure.legend(handles, methods, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return to_png(figure, DPI)

@@ -163,8 +163,10 @@ def folds_of(runs: Sequence[Run]) -> list[str]:
     names = []
     for run in runs:
         fold = run.settings["data"].get("fold")
-        name = numbered.setdefault(run.split.validation, f"set {len(numbered) + 1}")
-        names.append(name if fold is None else str(fold))
+        if fold is None:
+            names.append(numbered.setdefault(run.split.validation, f"set {len(numbered) + 1}"))
+        else:
+            names.append(str(fold))
     return names
 
 

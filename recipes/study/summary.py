@@ -102,13 +102,18 @@ def markdown(study: Study) -> str:
 
 def _rule_cells(study: Study, scores: Sequence[Score], metric: str, digits: int) -> list[str]:
     parts = [[s for s in scores if s.case in fold] for fold in study.folds]
-    return [f"{mean_score(part, metric):.{digits}f}" for part in (*parts, scores)]
+    return [_rule_cell(part, metric, digits) for part in (*parts, scores)]
+
+
+def _rule_cell(scores: Sequence[Score], metric: str, digits: int = 3, label: str | None = None) -> str:
+    mean = mean_score(scores, metric, label)
+    return spread([] if math.isnan(mean) else [mean], digits)
 
 
 def _class_table(study: Study) -> str:
     rows = [
         [label, *(spread(study.values(network, "dice", None, label)) for network in study.networks)]
-        + [f"{mean_score(scores, 'dice', label):.3f}" for scores in study.rules.values()]
+        + [_rule_cell(scores, "dice", label=label) for scores in study.rules.values()]
         for label in study.classes
     ]
     return table(["", *study.networks, *study.rules], rows)

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -16,7 +18,7 @@ from ssmvision.errors import UserError
 from ssmvision.recipes.evaluation.config import ValidateConfig
 from ssmvision.recipes.evaluation.lesions import Lesions
 from ssmvision.recipes.evaluation.pictures import contours_png, largest_error
-from ssmvision.recipes.evaluation.pooling import Pool, Result, pool
+from ssmvision.recipes.evaluation.pooling import Pool, Result, folds_of, pool
 from ssmvision.recipes.evaluation.runs import open_run, open_runs
 from ssmvision.recipes.evaluation.validate import run as validate
 from ssmvision.recipes.segmentation import train
@@ -50,6 +52,15 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folders.append(train.run(config).out)
     assert main(["validate", str(out), "--threads", "1"]) == 0, "the folder that holds the folds stands for them"
     return folders
+
+
+def test_sets_held_out_without_a_fold_are_numbered_from_one() -> None:
+    held_out = ((0, ("a",)), (None, ("b",)), (None, ("c",)), (None, ("b",)))
+    runs: list[Any] = [
+        SimpleNamespace(settings={"data": {"fold": fold}}, split=SimpleNamespace(validation=cases))
+        for fold, cases in held_out
+    ]
+    assert folds_of(runs) == ["0", "set 1", "set 2", "set 1"]
 
 
 def test_every_fold_predicts_what_it_held_out(root: Path, runs: list[Path]) -> None:

@@ -136,6 +136,9 @@ def test_tables_hold_mean_and_spread_over_the_seeds() -> None:
     text = markdown(made)
     assert "| B   | -0.350 ± 0.112 | -0.450 ± 0.050 |" in text.replace("  ", " ").replace("| B |", "| B   |")
     assert len(to_csv(made).splitlines()) == 9
+    nothing = Score("case_0", "ball", math.nan, math.nan, math.nan, 0.0, 0.0, "both_empty")
+    row = next(line for line in markdown(replace(made, rules={"R": [nothing]})).splitlines() if "| R" in line)
+    assert row.split()[3:] == ["-", "|"] * 3
     # A seed without all folds tells nothing of all cases.
     part = replace(made, results=results[:3])
     assert part.values("A", "dice") == pytest.approx([0.6])
