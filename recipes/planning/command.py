@@ -54,8 +54,8 @@ def run(config: PlanConfig) -> Plan:
 def _check(config: PlanConfig) -> None:
     if config.vram is not None and not (math.isfinite(config.vram) and config.vram > 0):
         raise UserError(f"vram: {config.vram} is not possible; give GB above 0")
-    if config.network not in ("UMambaBot", "UMambaEnc") and config.mixer == "s4nd":
-        raise UserError(f"network: {config.network} has no state-space layers for mixer s4nd; leave mixer out")
+    if config.mixer not in ("mamba", "none"):
+        _check_mixer(config)
     if config.network == "DynUNet" and config.budget != "default":
         raise UserError(
             f"network: DynUNet is nnU-Net's plain U-Net, which budget {config.budget} does not fit; "
@@ -68,6 +68,17 @@ def _check(config: PlanConfig) -> None:
     pairs = ("LR", "PA", "IS")
     if codes is not None and [sum(c in pair for c in codes) for pair in pairs] + [len(codes)] != [1, 1, 1, 3]:
         raise UserError(f"orientation: {codes!r} is no axis code; give one of each of R/L, A/P and S/I, such as RAS")
+
+
+def _check_mixer(config: PlanConfig) -> None:
+    from ssmvision.layers.mixers import mixer_names  # imports PyTorch
+
+    if config.network not in ("UMambaBot", "UMambaEnc"):
+        raise UserError(
+            f"network: {config.network} has no state-space layers for mixer {config.mixer}; leave mixer out"
+        )
+    if config.mixer not in mixer_names():
+        raise UserError(f"mixer: {config.mixer!r} is unknown; use one of {', '.join(mixer_names())}")
 
 
 def _measure(config: PlanConfig, dataset: Dataset, console: Console) -> Fingerprint:

@@ -8,10 +8,9 @@ from typing import Literal
 
 from ssmvision.recipes.planning.budgets import BudgetName
 
-__all__ = ["MixerName", "NetworkName", "PlanConfig"]
+__all__ = ["NetworkName", "PlanConfig"]
 
 NetworkName = Literal["UMambaBot", "UMambaEnc", "DynUNet", "SegResNet", "MedNeXt"]
-MixerName = Literal["mamba", "s4nd", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class PlanConfig:
         vram: GPU memory in GB to plan for; null: the preset's own (8, 8, 24 and 40). nnU-Net's networks take about
             that much; it is counted, not measured, and U-Mamba's own layers come on top.
         network: that the plan is for, see `ModelConfig.name`.
-        mixer: of that network, see `ModelConfig.mixer`; without meaning for the others than U-Mamba.
+        mixer: of that network, see `ModelConfig.mixer`; the others than U-Mamba have none.
         orientation: axis codes that cases are turned to before they are measured, as in training; null keeps the stored
             axes, which is nnU-Net's own way.
         spacing_mm: voxel edges (x, y, z) to resample to; null: by nnU-Net's rule.
@@ -41,7 +40,7 @@ class PlanConfig:
     budget: BudgetName = "default"
     vram: float | None = None
     network: NetworkName = "UMambaBot"
-    mixer: MixerName = "mamba"
+    mixer: str = "mamba"
     orientation: str | None = "RAS"
     spacing_mm: tuple[float, ...] | None = None
     fingerprint: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssmvision.recipes.planning.config import MixerName, NetworkName
+from ssmvision.recipes.planning.config import NetworkName
 from ssmvision.recipes.planning.fingerprint import Intensities
 from ssmvision.recipes.planning.normalization import Scheme
 
@@ -94,7 +94,7 @@ class Plan:
     vram_gb: float
     counted_network: str
     network: NetworkName
-    mixer: MixerName
+    mixer: str
     configurations: dict[str, Configuration]
     cascade: dict[str, Cascade] = field(default_factory=dict)
     foreground_intensities: tuple[Intensities, ...] = ()

@@ -138,6 +138,8 @@ def test_given_spacing_is_x_y_z(tmp_path: Path) -> None:
         ({"spacing_mm": (1.0, 1.0)}, r"spacing_mm: \[1\.0, 1\.0\] does not fit; give 3 sizes"),
         ({"orientation": "RAR"}, r"orientation: 'RAR' is no axis code"),
         ({"workers": -2}, r"workers: -2 is not possible"),
+        ({"mixer": "mambo"}, r"mixer: 'mambo' is unknown; use one of mamba, .*, none"),
+        ({"mixer": "vssd", "network": "MedNeXt"}, r"MedNeXt has no state-space layers for mixer vssd"),
     ],
 )
 def test_impossible_settings(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -43,7 +43,7 @@ def training(plan: Plan, tmp_path: Path, **settings: Any) -> TrainConfig:
 
 
 def test_thick_slices_along_z(tmp_path: Path) -> None:
-    plan = make((5.0, 0.8, 0.7), (24, 200, 220), mixer="none")
+    plan = make((5.0, 0.8, 0.7), (24, 200, 220), mixer="vssd")
     config = apply_plan(training(plan, tmp_path))
     planned = plan.configurations["3d_fullres"]
     assert plan.axes == ("z", "y", "x")
@@ -54,7 +54,7 @@ def test_thick_slices_along_z(tmp_path: Path) -> None:
     assert config.model.strides == tuple(row[::-1] for row in planned.strides)
     assert config.model.kernel_sizes is not None
     assert config.model.kernel_sizes[0] == (3, 3, 1)
-    assert (config.model.features_per_stage, config.model.mixer) == (planned.features_per_stage, "none")
+    assert (config.model.features_per_stage, config.model.mixer) == (planned.features_per_stage, "vssd")
     assert apply_plan(replace(config)) == config
 
 
