@@ -12,7 +12,7 @@ from ssmvision.kernels.registry import Request
 
 __all__ = ["IO", "aligned", "can_run", "processors"]
 
-# Values of the macros IO, WIO and the like, see csrc/io.cuh.
+# Values of the macros IO, WIO and the like, see csrc/types.cuh.
 IO = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 

@@ -6,9 +6,9 @@
 #include "../../cuda/csrc/io.cuh"
 
 typedef io_t hidden_t;
-typedef IoType<RESIDUAL>::type residual_t;
-typedef IoType<WEIGHT>::type weight_t;
-typedef IoType<OUT>::type out_t;
+typedef Dtype<RESIDUAL>::type residual_t;
+typedef Dtype<WEIGHT>::type weight_t;
+typedef Dtype<OUT>::type out_t;
 
 // Rows of C channels, contiguous. Pointers may be null where the comment says so.
 struct Norm {

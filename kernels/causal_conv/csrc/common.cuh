@@ -6,7 +6,7 @@
 #pragma once
 #include "../../cuda/csrc/io.cuh"
 
-typedef IoType<WIO>::type weight_t;
+typedef Dtype<WIO>::type weight_t;
 typedef Pack<io_t, V> pack_t;
 
 constexpr unsigned ALL = (1u << K) - 1;

@@ -2,7 +2,7 @@
 // Defines: IO, WIO, dtypes of the maps and of the weights (0 float, 1 bfloat16, 2 float16); V channels per access; MAPS.
 #include "../../cuda/csrc/io.cuh"
 
-typedef IoType<WIO>::type weight_t;
+typedef Dtype<WIO>::type weight_t;
 typedef Pack<io_t, V> pack_t;
 // A thread's weights in as many accesses as 16 bytes each ask for.
 constexpr int W = V * sizeof(weight_t) > 16 ? 16 / sizeof(weight_t) : V;

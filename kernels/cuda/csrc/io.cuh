@@ -1,20 +1,8 @@
 // For kernels that read and write float, bfloat16 or float16: the type by the macro IO, and several elements per access.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "../../cuda/csrc/types.cuh"
 
-template <int IO_CODE> struct IoType { typedef float type; };
-template <> struct IoType<1> { typedef __nv_bfloat16 type; };
-template <> struct IoType<2> { typedef __half type; };
-typedef IoType<IO>::type io_t;
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-template <typename T> __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
-template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
+typedef Dtype<IO>::type io_t;
 
 __device__ __forceinline__ unsigned pack2(float a, float b, __nv_bfloat16) {
   const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
@@ -74,14 +62,7 @@ template <typename T, int COUNT> struct Pack {
   }
 };
 
-constexpr float LOG2E = 1.4426950408889634f;
-
-// 2^x and 1 / x, within a few units of float's last place.
-__device__ __forceinline__ float ex2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// 1 / x, within a few units of float's last place.
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -8,8 +8,7 @@
 // round), ROUTES, STRIDES, SLOT_STRIDES (of every route), CHANNELS and PROJ_ROW (E and proj_l): every route then has code
 // of its own, which is faster, but long, so that short walks would mostly wait for instructions.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "../../cuda/csrc/types.cuh"
 
 #ifndef RAGGED
 #define RAGGED 0
@@ -21,15 +20,8 @@
 #define SOLO 0
 #endif
 
-#if IO == 0
-typedef float io_t;
-#elif IO == 1
-typedef __nv_bfloat16 io_t;
-#else
-typedef __half io_t;
-#endif
+typedef Dtype<IO>::type io_t;
 
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 constexpr int TILE = 16;           // channels of a block
 constexpr int Q = R + 2 * NS;      // a token's projections: R of the step sizes, then B, then C
 constexpr int KB = (Q + 7) / 8;    // in blocks of 8, as matrix products take them
@@ -58,14 +50,6 @@ struct Scan {
   float scale;
   Route routes[MAX_ROUTES];
 };
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-template <typename T> __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
-template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
 
 // Four neighbouring channels as they are in memory.
 #if IO == 0
@@ -97,12 +81,6 @@ __device__ __forceinline__ float4 widen(quad_t v) {
 #endif
 __device__ __forceinline__ quad_t narrow(float4 v) { return make_uint2(bits(pack(v.x, v.y)), bits(pack(v.z, v.w))); }
 #endif
-
-__device__ __forceinline__ float ex2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // e -> log2(1 + e) / e on [0, 1]: minimax fits, relative error 3e-8 and 6e-5. A logarithm would cost a third special
 // function a step and lose the digits of small steps.

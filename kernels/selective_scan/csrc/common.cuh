@@ -3,27 +3,11 @@
 #ifndef SOFTPLUS
 #define SOFTPLUS 1
 #endif
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "../../cuda/csrc/types.cuh"
 
-#if IO == 0
-typedef float io_t;
-#elif IO == 1
-typedef __nv_bfloat16 io_t;
-#else
-typedef __half io_t;
-#endif
+typedef Dtype<IO>::type io_t;
 
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 constexpr int CHUNK = 16;  // steps between saved states; config.py holds the same number
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-template <typename T> __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
-template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half(v); }
 
 // Two neighbouring channels as one load or store; needs an even E and aligned tensors.
 #if IO == 0
@@ -40,11 +24,6 @@ __device__ __forceinline__ float2 unpack(io_pair v) { return __half22float2(v); 
 __device__ __forceinline__ io_pair pack(float2 v) { return __floats2half2_rn(v.x, v.y); }
 #endif
 
-__device__ __forceinline__ float ex2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ __forceinline__ float lg2(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -3,7 +3,7 @@
 // Defines: IO, WIO, dtypes of the map and of the weights (0 float, 1 bfloat16, 2 float16); V; COLUMNS.
 #include "../../cuda/csrc/io.cuh"
 
-typedef IoType<WIO>::type weight_t;
+typedef Dtype<WIO>::type weight_t;
 typedef Pack<io_t, V> pack_t;
 
 struct Conv {

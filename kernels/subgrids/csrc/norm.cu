@@ -3,7 +3,7 @@
 // PACKS accesses per lane; SILU.
 #include "../../cuda/csrc/io.cuh"
 
-typedef IoType<WIO>::type weight_t;
+typedef Dtype<WIO>::type weight_t;
 typedef Pack<io_t, V> pack_t;
 
 struct Norm {
