@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from ssmvision.errors import UserError
 
-__all__ = ["Outcome", "count_workers", "map_cases"]
+__all__ = ["Outcome", "call_apart", "count_workers", "map_cases"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -85,6 +85,30 @@ def map_cases(
                 done(tasks[index][0])
                 _give(pipe if pipe in crew else crew.replace(), busy, waiting, tasks)
     return [outcomes[i] for i in range(len(tasks))]
+
+
+def call_apart(call: Callable[[], R], case: str) -> R:
+    """Calls a function in a process of its own, so that nothing it leaves behind reaches later calls.
+
+    Args:
+        call: can be pickled.
+        case: name for messages.
+
+    Raises:
+        UserError: from the function, or the process died.
+        RuntimeError: any other exception in the process, with its traceback.
+    """
+    with _crew(_call, 1) as crew:
+        (pipe,) = crew
+        pipe.send(call)
+        outcome = _receive(crew, pipe, case, 1)
+    if outcome.problem is not None:
+        raise UserError(outcome.problem)
+    return cast(R, outcome.value)
+
+
+def _call(call: Callable[[], R]) -> R:
+    return call()
 
 
 def _here(function: Callable[[T], R], task: tuple[str, T], done: Callable[[str], None]) -> Outcome[R]:

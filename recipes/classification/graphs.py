@@ -17,6 +17,9 @@ __all__ = ["GraphedNetwork", "graph_network"]
 def graph_network(network: nn.Module, shape: Sequence[int], device: torch.device, precision: str) -> None:
     """Records forward and backward of a network in training mode; its other calls stay as they are.
 
+    Where it cannot be recorded, random numbers go on where they were, but torch's allocator does not end the recording
+    (torch 2.11: `CUDAGraph::capture_end`): record other networks in another process.
+
     Args:
         network: on `device`, in training mode; must do the same work for every batch and never ask for its results.
         shape: of all batches, (B, C, H, W).
@@ -35,10 +38,19 @@ def graph_network(network: nn.Module, shape: Sequence[int], device: torch.device
         with mixed:
             torch.cuda.make_graphed_callables(network, (sample,), allow_unused_input=True)
     except RuntimeError as error:
+        release_generator(torch.cuda.default_generators[sample.device.index])
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"trainer.cuda_graph: the network cannot be recorded ({reason}); give false") from error
+
+
+def release_generator(generator: torch.Generator) -> None:
+    """Lets random numbers be drawn again after a failed recording, which left the generator waiting for its end.
+
+    Its state goes on as a copy of itself, which belongs to no recording.
+    """
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphedNetwork(Callback):

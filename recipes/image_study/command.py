@@ -25,6 +25,7 @@ from ssmvision.recipes.image_study.trainings import Training, list_trainings, ru
 from ssmvision.recipes.image_study.widths import matched_model
 from ssmvision.recipes.segmentation.writing import check_folder
 from ssmvision.recipes.study.records import finished, kept, slug, train_all
+from ssmvision.recipes.workers import call_apart
 
 __all__ = ["check_settings", "run"]
 
@@ -140,8 +141,9 @@ def _costs(
         path = config.out / "costs" / f"{slug(name)}.json"
         if config.report_only and not path.is_file():
             continue
-        try:
-            costs[name] = kept(path, settings, Cost, partial(measure_cost, config, model, classes, scale))
+        find = partial(measure_cost, config, model, classes, scale)
+        try:  # a network that cannot be recorded leaves its process unfit to record others
+            costs[name] = kept(path, settings, Cost, partial(call_apart, find, name) if trainer.cuda_graph else find)
         except Exception as error:  # of one network: the others go on
             failed.append(f"cost of {name}: {_told(error)}")
             continue

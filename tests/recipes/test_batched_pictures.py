@@ -15,6 +15,7 @@ from ssmvision.recipes.classification.config import AugmentConfig, ClassifyTrain
 from ssmvision.recipes.classification.data import Scale, shuffled
 from ssmvision.recipes.classification.graphs import graph_network
 from ssmvision.recipes.classification.pictures import ArrayReader, Pictures
+from ssmvision.recipes.workers import call_apart
 
 CPU = torch.device("cpu")
 SCALE = Scale((6, 5), (0.5,), (0.25,))
@@ -124,3 +125,22 @@ def test_recorded_networks_have_the_gradients_of_plain_ones(precision: str) -> N
     image = 2 * image
     changed = gradients()
     assert any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
+
+
+class Asks(torch.nn.Linear):
+    """Looks at a result in its forward, which no recording allows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * x.sum().item()
+
+
+def draw_after_a_failed_recording() -> bool:
+    device = torch.device("cuda")
+    with pytest.raises(UserError, match="the network cannot be recorded"):
+        graph_network(Asks(2, 2).to(device), (1, 2), device, "32-true")
+    return bool((torch.rand(4, device=device) < 1).all())
+
+
+@pytest.mark.gpu
+def test_random_numbers_after_a_failed_recording() -> None:
+    assert call_apart(draw_after_a_failed_recording, "recording")

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.workers import Outcome, count_workers, map_cases
+from ssmvision.recipes.workers import Outcome, call_apart, count_workers, map_cases
 
 
 def work(task: str) -> str:
@@ -45,6 +46,14 @@ def test_a_fault_of_the_program_is_no_problem_of_the_case() -> None:
         map_cases(work, [("x", "bug"), ("y", "a")], 2)
     with pytest.raises(ZeroDivisionError):
         map_cases(work, [("x", "bug")], 1)
+
+
+def test_a_call_in_a_process_of_its_own() -> None:
+    assert call_apart(os.getpid, "x") != os.getpid()
+    with pytest.raises(UserError, match=r"^bad\.nii\.gz: broken; mend it$"):
+        call_apart(partial(work, "bad"), "x")
+    with pytest.raises(UserError, match="case 'x': the worker process that read it was killed by signal 9"):
+        call_apart(partial(work, "killed"), "x")
 
 
 def test_workers_are_never_more_than_cases() -> None:
