@@ -5,31 +5,27 @@ y = (L o C B^T) (delta x) with L_ts = exp(a_{s+1} + ... + a_t), a = delta A. The
 gradient of a_t is what all paths across step t carry, collected inside the chunk and at its end.
 
 Letters: m rows (batch and routes), c chunks, g groups, h heads of a group, t and s steps of a chunk, n states, p head
-width.
+width. Operands of matrix products are in u's dtype, decays and what they sum up to in a's, which is no narrower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.ssd.config import SPAN
-from ssmvision.kernels.ssd.products import product
+from ssmvision.kernels.ssd.config import SPAN, STEPS
+from ssmvision.kernels.ssd.products import scaled
 
 __all__ = ["ChunkGrads", "Chunks", "backward", "forward"]
-
-Multiply = Callable[[str, Tensor, Tensor], Tensor]
 
 
 class Chunks(NamedTuple):
     """Inputs of all chunks.
 
     Attributes:
-        u: (m, c, g, t, h, p) delta x.
+        u: (m, c, g, h, t, p) delta x.
         a: (m, c, g, h, t) delta A.
         B, C: (m, c, g, t, n).
     """
@@ -53,8 +49,8 @@ class _Decays(NamedTuple):
     """Products of the decays of some steps.
 
     Attributes:
-        between: (m, c, g, h, t, s) after step s, up to step t; zero above the diagonal.
-        from_entry, to_exit: (m, c, g, t, h, 1) up to step t; after it.
+        between: (m, c, g, h, t, s) after step s, up to step t; without meaning, or infinite, above the diagonal.
+        from_entry, to_exit: (m, c, g, h, t, 1) up to step t; after it.
     """
 
     between: Tensor
@@ -70,79 +66,99 @@ def _sums_up_to(a: Tensor) -> Tensor:
     return a.double() @ a.new_ones(a.shape[-1], a.shape[-1], dtype=torch.float64).triu()
 
 
-def _between(a: Tensor) -> Tensor:
-    """exp(a_{s+1} + ... + a_t) for t >= s, else 0: (..., t) -> (..., t, s)."""
-    total = _sums_up_to(a)
-    return (total.unsqueeze(-1) - total.unsqueeze(-2)).to(a.dtype).exp().tril()
+def _between(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(total_t - total_s) (..., t, s); the differences alone are computed in total's dtype."""
+    out = torch.empty(*total.shape, total.shape[-1], dtype=dtype, device=total.device)
+    return torch.sub(total.unsqueeze(-1), total.unsqueeze(-2), out=out).exp_()
 
 
 def _decays(a: Tensor) -> _Decays:
-    between = _between(a)
-    from_entry, to_exit = _sums_up_to(a).to(a.dtype).exp(), between[..., -1, :]
-    return _Decays(between, *(t.transpose(-1, -2).unsqueeze(-1) for t in (from_entry, to_exit)))
+    total = _sums_up_to(a)
+    between = _between(total, a.dtype)
+    return _Decays(between, total.to(a.dtype).exp_().unsqueeze(-1), between[..., -1, :].unsqueeze(-1))
 
 
-def _carry(total: Tensor, added: Tensor) -> Tensor:
-    """States from zero by h_{c+1} = exp(total_c) h_c + added_c.
+def _by_time(t: Tensor) -> Tensor:
+    """(m, c, g, h, t, p) -> (m, c, g, t, h, p), and back."""
+    return t.transpose(3, 4)
+
+
+def _states(a: Tensor, added: Tensor, back: bool = False) -> Tensor:
+    """States that no chunk has changed yet, by h_{c+1} = exp(total_c) h_c + added_c from zero, total_c = sum of a.
 
     Args:
-        total: (m, c, g, h).
+        a: (m, c, g, h, t).
         added: (m, c, g, n, h, p).
+        back: from the last chunk to the first.
 
     Returns:
-        (m, c + 1, g, n, h, p): at the entry of every chunk, and after the last.
+        (m, c, g, n, h, p) in the dtype of `added`: at the entry of every chunk; with `back`, at its exit.
     """
-    carried, pieces = torch.zeros_like(added[:, :1]), []
+    total, count = a.sum(-1), a.shape[1]
+    if count > STEPS:
+        return _many_states(total.flip(1), added.flip(1)).flip(1) if back else _many_states(total, added)
+    states, decay = torch.empty_like(added), total.exp()[:, :, :, None, :, None]
+    state = torch.zeros_like(added[:, 0], dtype=a.dtype)
+    for c in reversed(range(count)) if back else range(count):
+        states[:, c] = state
+        state = torch.addcmul(added[:, c], decay[:, c], state)
+    return states
+
+
+def _many_states(total: Tensor, added: Tensor) -> Tensor:
+    """See `_states`: by one product for every `SPAN` chunks."""
+    carried, pieces = torch.zeros_like(added[:, :1], dtype=total.dtype), []
     for totals, news in zip(total.split(SPAN, 1), added.split(SPAN, 1), strict=True):
-        decay = _between(torch.nn.functional.pad(totals, (0, 0, 0, 0, 1, 0)).movedim(1, -1))
+        sums = _sums_up_to(torch.nn.functional.pad(totals, (0, 0, 0, 0, 1, 0)).movedim(1, -1))
+        decay = _between(sums, total.dtype).tril_()
         states = torch.einsum("mghij,mjgnhp->mignhp", decay, torch.cat([carried, news], 1))
-        pieces.append(states[:, :-1])
+        pieces.append(states[:, :-1].to(added.dtype))
         carried = states[:, -1:]
-    return torch.cat([*pieces, carried], 1)
+    return torch.cat(pieces, 1)
 
 
-def _states(chunks: Chunks, decays: _Decays, multiply: Multiply) -> Tensor:
-    added = multiply("mcgsn,mcgshp->mcgnhp", chunks.B, chunks.u * decays.to_exit)
-    return _carry(chunks.a.sum(-1), added)
+def _weights(chunks: Chunks, between: Tensor) -> Tensor:
+    """C_t B_s exp(a_{s+1} + ... + a_t), zero above the diagonal (m, c, g, h, t, s)."""
+    scores = torch.einsum("mcgtn,mcgsn->mcgts", chunks.C, chunks.B)
+    return scaled(scores.unsqueeze(3), between, scores.dtype).tril_()
 
 
-def forward(chunks: Chunks, dtype: torch.dtype) -> Tensor:
-    """Outputs (m, c, g, t, h, p), with matrix products computed in `dtype`."""
-    multiply = partial(product, dtype)
-    decays = _decays(chunks.a)
-    scores = multiply("mcgtn,mcgsn->mcgts", chunks.C, chunks.B)
-    inside = multiply("mcghts,mcgshp->mcgthp", scores.unsqueeze(3) * decays.between, chunks.u)
-    entry = _states(chunks, decays, multiply)[:, :-1]
-    return inside.addcmul_(multiply("mcgtn,mcgnhp->mcgthp", chunks.C, entry), decays.from_entry)
-
-
-def backward(chunks: Chunks, dy: Tensor, dtype: torch.dtype) -> ChunkGrads:
-    """Gradients for that of y, dy (m, c, g, t, h, p), with matrix products computed in `dtype`."""
-    multiply = partial(product, dtype)
+def forward(chunks: Chunks) -> Tensor:
+    """Outputs (m, c, g, h, t, p) in u's dtype."""
     u, a, B, C = chunks
     decays = _decays(a)
-    scores = multiply("mcgtn,mcgsn->mcgts", C, B)
-    weights = scores.unsqueeze(3) * decays.between
-    du = multiply("mcghts,mcgthp->mcgshp", weights, dy)
-    dweights = multiply("mcgthp,mcgshp->mcghts", dy, u)
-    dscores = (dweights * decays.between).sum(3)
-    dC, dB = multiply("mcgts,mcgsn->mcgtn", dscores, B), multiply("mcgts,mcgtn->mcgsn", dscores, C)
-    paths = weights * dweights
-    arriving = paths.sum(-1) - paths.sum(-2)  # at each step less what leaves it
+    y = torch.einsum("mcghts,mcghsp->mcghtp", _weights(chunks, decays.between), u)
+    leaving = scaled(_by_time(u), _by_time(decays.to_exit), u.dtype)
+    entry = _states(a, torch.einsum("mcgsn,mcgshp->mcgnhp", B, leaving))
+    return y.addcmul_(_by_time(torch.einsum("mcgtn,mcgnhp->mcgthp", C, entry)), decays.from_entry)
 
-    states = _states(chunks, decays, multiply)
-    dread = dy * decays.from_entry
-    dC += multiply("mcgthp,mcgnhp->mcgtn", dread, states[:, :-1])
-    read = multiply("mcgtn,mcgnhp->mcgthp", C, states[:, :-1])
-    arriving += (read * dread).sum(-1).transpose(-1, -2)
 
-    filled = multiply("mcgtn,mcgthp->mcgnhp", C, dread)
-    dexit = _carry(a.sum(-1).flip(1), filled.flip(1))[:, :-1].flip(1)
-    dfill = multiply("mcgsn,mcgnhp->mcgshp", B, dexit) * decays.to_exit
-    du += dfill
-    dB += multiply("mcgshp,mcgnhp->mcgsn", u * decays.to_exit, dexit)
-    arriving -= (dfill * u).sum(-1).transpose(-1, -2)
+def backward(chunks: Chunks, dy: Tensor) -> ChunkGrads:
+    """Gradients for that of y, dy (m, c, g, h, t, p) in u's dtype."""
+    u, a, B, C = chunks
+    decays = _decays(a)
+    weights = _weights(chunks, decays.between)
+    du = torch.einsum("mcghts,mcghtp->mcghsp", weights, dy)
+    dweights = torch.einsum("mcghtp,mcghsp->mcghts", dy, u)
+    paths = weights.mul_(dweights)
+    arriving = paths.sum(-1, dtype=a.dtype) - paths.sum(-2, dtype=a.dtype)  # at each step less what leaves it
+    dscores = scaled(dweights, decays.between, u.dtype).sum(3).tril_()
+    dC, dB = torch.einsum("mcgts,mcgsn->mcgtn", dscores, B), torch.einsum("mcgts,mcgtn->mcgsn", dscores, C)
 
-    across = (dexit * states[:, 1:]).sum((-1, -3)).unsqueeze(-1)
-    da = _sums_up_to(arriving.flip(-1)).flip(-1).to(a.dtype) + across
+    leaving = scaled(_by_time(u), _by_time(decays.to_exit), u.dtype)
+    entry = _states(a, torch.einsum("mcgsn,mcgshp->mcgnhp", B, leaving))
+    dread = scaled(_by_time(dy), _by_time(decays.from_entry), u.dtype)
+    dC += torch.einsum("mcgthp,mcgnhp->mcgtn", dread, entry)
+    read = torch.einsum("mcgtn,mcgnhp->mcgthp", C, entry)
+    arriving += _by_time((read * dread).sum(-1, dtype=a.dtype).unsqueeze(-1)).squeeze(-1)
+
+    dexit = _states(a, torch.einsum("mcgtn,mcgthp->mcgnhp", C, dread), back=True)
+    dB += torch.einsum("mcgshp,mcgnhp->mcgsn", leaving, dexit)
+    dleaving = torch.einsum("mcgsn,mcgnhp->mcgshp", B, dexit)
+    du.addcmul_(_by_time(dleaving), decays.to_exit)
+    arriving -= _by_time((dleaving * leaving).sum(-1, dtype=a.dtype).unsqueeze(-1)).squeeze(-1)
+
+    da = _sums_up_to(arriving.flip(-1)).flip(-1).to(a.dtype)
+    # Across all of a chunk; what leaves the last one has no gradient.
+    da[:, :-1] += (dexit[:, :-1] * entry[:, 1:]).sum((-1, -3), dtype=a.dtype).unsqueeze(-1)
     return ChunkGrads(du, da, dB, dC)

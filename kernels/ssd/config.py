@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CHUNK", "SPAN", "chunk_sizes"]
+__all__ = ["CHUNK", "SPAN", "STEPS", "chunk_sizes"]
 
 # Work within a chunk grows with its length, between chunks with their number; both balance near the state's width.
 CHUNK = 64
-# Chunks whose states are carried by one matrix product.
+# Up to so many chunks, states are carried by one step a chunk, which reads and writes each once.
+STEPS = 16
+# Of more, those that are carried by one matrix product.
 SPAN = 64
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["product", "product_dtype"]
+__all__ = ["product", "product_dtype", "scaled"]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -22,3 +22,9 @@ def product(dtype: torch.dtype, equation: str, a: Tensor, b: Tensor) -> Tensor:
     """`torch.einsum` of two tensors, computed in `dtype` and returned in a's."""
     wide = a.dtype
     return torch.einsum(equation, a.to(dtype), b.to(dtype)).to(wide)
+
+
+def scaled(x: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """x by, broadcast, computed in the wider of their dtypes and rounded once to `dtype`, in one pass; not for autograd."""
+    shape = torch.broadcast_shapes(x.shape, by.shape)
+    return torch.mul(x, by, out=torch.empty(shape, dtype=dtype, device=x.device))

@@ -106,13 +106,14 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_products_of_half_precision_lose_no_more_than_their_operands() -> None:
     """As on CUDA, where matrix products of bfloat16 tensors run in bfloat16."""
     x, delta, A, B, C, _ = (t.detach() for t in operands((70,), 1))
-    u = (x * delta[:, 0].unsqueeze(-1)).view(2, 2, 35, 2, 2, 3).transpose(2, 3)
-    a = (delta[:, 0] * A).view(2, 2, 35, 2, 2).permute(0, 1, 3, 4, 2)
+    u = (x * delta[:, 0].unsqueeze(-1)).view(2, 2, 35, 2, 2, 3).movedim(2, 4)
+    a = (delta[:, 0] * A).view(2, 2, 35, 2, 2).movedim(2, 4)
     chunks = chunked.Chunks(u, a, *(t[:, 0].view(2, 2, 35, 2, 5).transpose(2, 3) for t in (B, C)))
-    exact, half = (chunked.forward(chunks, dtype) for dtype in (torch.float64, torch.bfloat16))
-    assert half.dtype == torch.float64
+    low = chunked.Chunks(*(t if t is a else t.bfloat16() for t in chunks))
+    exact, half = chunked.forward(chunks), chunked.forward(low)
+    assert half.dtype == torch.bfloat16
     assert 0 < relative(half, exact) < 2**-7
-    wanted, found = (chunked.backward(chunks, exact, dtype) for dtype in (torch.float64, torch.bfloat16))
+    wanted, found = chunked.backward(chunks, exact), chunked.backward(low, exact.bfloat16())
     for ours, theirs in zip(found, wanted, strict=True):
         assert 0 < relative(ours, theirs) < 2**-6
 
