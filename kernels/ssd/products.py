@@ -25,6 +25,9 @@ def product(dtype: torch.dtype, equation: str, a: Tensor, b: Tensor) -> Tensor:
 
 
 def scaled(x: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
-    """x by, broadcast, computed in the wider of their dtypes and rounded once to `dtype`, in one pass; not for autograd."""
+    """Product of two tensors, broadcast: computed in the wider of their dtypes, rounded once to `dtype`; in one pass.
+
+    Without gradients.
+    """
     shape = torch.broadcast_shapes(x.shape, by.shape)
     return torch.mul(x, by, out=torch.empty(shape, dtype=dtype, device=x.device))
