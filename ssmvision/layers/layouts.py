@@ -43,7 +43,8 @@ def _uniform(depths: Sequence[int]) -> list[Plan]:
 def _jamba(depths: Sequence[int]) -> list[Plan]:
     """Attention in the fifth of every eight blocks, experts in every second (Lieber et al., arXiv 2403.19887, 3.1).
 
-    A network of fewer than eight blocks has attention in its middle.
+    The published networks' attn_layer_offset, expert_layer_offset and periods (4, 1, 8 and 2). A network of fewer than
+    eight blocks has attention in its middle.
     """
     total = sum(depths)
     attention = range(4, total, 8) if total >= 8 else [total // 2]
@@ -54,7 +55,9 @@ def _jamba(depths: Sequence[int]) -> list[Plan]:
 def _zamba(depths: Sequence[int]) -> list[Plan]:
     """One attention block of shared weights before every sixth block (Glorioso et al., arXiv 2405.16712, section 2).
 
-    In stages of fewer than six blocks it comes once, in the middle; of several stages only the later half have one.
+    In stages of fewer than six blocks it comes once, in the middle; of several stages only the later half have one. The
+    published network has it before its third and eighth block and before every sixth after these (transformers,
+    `ZambaConfig`), here before the fifth and every sixth after it.
     """
     plan = []
     for stage, depth in enumerate(depths):
@@ -65,14 +68,18 @@ def _zamba(depths: Sequence[int]) -> list[Plan]:
 
 
 def _samba(depths: Sequence[int]) -> list[Plan]:
-    """Attention in windows in every second block (Ren et al., arXiv 2406.07522, section 2.1)."""
+    """Attention in windows in every second block (Ren et al., arXiv 2406.07522, section 2.1).
+
+    Published windows slide along a sequence (microsoft/Samba, 2db1dba, mb_per_layer 2); these lie side by side.
+    """
     return _split([BlockPlan(WINDOWS if i % 2 else None) for i in range(sum(depths))], depths)
 
 
 def _hymba(depths: Sequence[int]) -> list[Plan]:
     """Attention beside every mixer, in windows but for first, middle and last block (Dong et al., 2411.13676, 2.1-2.2).
 
-    The published networks' meta tokens have no place on a map and are left out.
+    The published networks' meta tokens have no place on a map and are left out; so are the keys and values that
+    neighbouring blocks share, and the input projection that attention and mixer share.
     """
     total = sum(depths)
     whole = (0, total // 2, total - 1)
@@ -80,7 +87,11 @@ def _hymba(depths: Sequence[int]) -> list[Plan]:
 
 
 def _mambavision(depths: Sequence[int]) -> list[Plan]:
-    """Attention in the second half of the blocks of the later stages (Hatamizadeh, Kautz, arXiv 2407.08083, 3.1)."""
+    """Attention in the second half of the blocks of the later stages (Hatamizadeh, Kautz, arXiv 2407.08083, 3.1).
+
+    Of an odd number the smaller half, as published. The network's own mixer is in the other blocks, also in the earlier
+    stages, where the published one has convolutions alone.
+    """
     return [
         [BlockPlan(ATTENTION if stage >= len(depths) // 2 and i >= (depth + 1) // 2 else None) for i in range(depth)]
         for stage, depth in enumerate(depths)

@@ -23,6 +23,8 @@ Options = Mapping[str, Any]
 class ParallelMixers(nn.Module):
     """y = W (b1 o norm(first(x)) + b2 o norm(second(x))) (Hymba: Dong et al., arXiv 2411.13676, eq. 3).
 
+    The published code halves the sum, which is the same with another W, and has norms without means.
+
     Args:
         dim: channels.
         first, second: modules (B, *grid, dim) -> the same.
@@ -48,7 +50,8 @@ class SharedAttention(nn.Module):
     """mlp(norm(W attention(norm([x, x0])))), x0 the map that entered the stage.
 
     The block that Zamba (Glorioso et al., arXiv 2405.16712, section 2) has once, for many places: it works on
-    channels twice as many, and has no residual of its own.
+    channels twice as many, and has no residual of its own. Here its attention has a linear layer of its own before W,
+    and the usual scale 1 / sqrt(P), where the published one (transformers, `ZambaAttention`) has 1 / sqrt(P / 2).
 
     Args:
         dim: channels.

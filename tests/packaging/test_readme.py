@@ -49,3 +49,17 @@ def test_make_targets_exist() -> None:
     makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
     for target in re.findall(r"\bmake ([a-z]+)", "".join(blocks("bash"))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_table_of_systems_has_every_name_and_no_other() -> None:
+    from ssmvision.layers.channel_mixers.registry import TABLE as CHANNEL_MIXERS
+    from ssmvision.layers.layouts import layout_names
+    from ssmvision.layers.mixers.gates import GATES
+    from ssmvision.layers.mixers.registry import TABLE as MIXERS
+
+    table = TEXT.partition("| system | idea |")[2].partition("\n\n")[0]
+    options = " ".join(row.split(" | ")[-1] for row in table.splitlines())
+    told = set(re.findall(r"`\"?([a-z0-9_]+)\"?`", options))
+    told |= set(re.findall(r"(?:mixer|gate|layout)=\"([a-z0-9_]+)\"", options))
+    known = {*MIXERS, *GATES, *CHANNEL_MIXERS, *layout_names(), "none"}
+    assert told == known - {"uniform"}
