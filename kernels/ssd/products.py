@@ -1,11 +1,11 @@
-"""Matrix products in the precision that their device is fast in, with results to add up in single precision."""
+"""The precision that a device is fast in for matrix products, and rounding to it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["product", "product_dtype", "scaled"]
+__all__ = ["product_dtype", "scaled"]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -16,12 +16,6 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if x.is_cuda and x.dtype == torch.bfloat16:
         return torch.bfloat16
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def product(dtype: torch.dtype, equation: str, a: Tensor, b: Tensor) -> Tensor:
-    """`torch.einsum` of two tensors, computed in `dtype` and returned in a's."""
-    wide = a.dtype
-    return torch.einsum(equation, a.to(dtype), b.to(dtype)).to(wide)
 
 
 def scaled(x: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:

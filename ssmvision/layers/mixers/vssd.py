@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.ssd.products import product, product_dtype
+from ssmvision.kernels.ssd.products import product_dtype
 from ssmvision.layers.mixers.heads import HeadInputs, HeadMixer
 from ssmvision.layers.norm import LayerNorm
 
@@ -26,14 +26,14 @@ def noncausal_ssd(x: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
     Returns:
         (B, *grid, H, P) in x's dtype.
     """
-    shape, dtype = x.shape, torch.promote_types(x.dtype, torch.float32)
+    dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        values = (x.to(dtype) * m.to(dtype).unsqueeze(-1)).flatten(1, -3)
+        wide = m.to(torch.promote_types(x.dtype, torch.float32))
+        values = (x * wide.unsqueeze(-1)).to(dtype).flatten(1, -3)
         keys, queries = (t.to(dtype).flatten(1, -3) for t in (B, C))
-        grouped = values.unflatten(2, (keys.shape[2], -1))
-        state = product(product_dtype(x), "blgn,blghp->bgnhp", keys, grouped)
-        y = product(product_dtype(x), "blgn,bgnhp->blghp", queries, state)
-    return y.reshape(shape).to(x.dtype)
+        state = torch.einsum("blgn,blghp->bgnhp", keys, values.unflatten(2, (keys.shape[2], -1)))
+        y = torch.einsum("blgn,bgnhp->blghp", queries, state)
+    return y.reshape(x.shape).to(x.dtype)
 
 
 class VSSD(HeadMixer):
