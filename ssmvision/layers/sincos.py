@@ -49,7 +49,7 @@ def sincos_position(
 
 
 class SinCosPosition(nn.Module):
-    """Adds `sincos_position` to a map; keeps the code of the last size.
+    """Adds `sincos_position` to a map; keeps the code of the last size, and those that a CUDA graph reads.
 
     Shape:
         (B, *grid, C) -> the same.
@@ -58,6 +58,7 @@ class SinCosPosition(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._recorded: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -71,7 +72,9 @@ class SinCosPosition(nn.Module):
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False):  # what is kept may be met by autograd later
                 self._kept = (key, sincos_position(grid, dim, x.device, x.dtype))
+        if torch.cuda.is_current_stream_capturing():
+            self._recorded.append(self._kept[1])  # read by every replay, also once another size has been met
         return self._kept[1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_recorded": []}

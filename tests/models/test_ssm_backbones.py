@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
-from ssmvision.layers.sincos import sincos_position
+from ssmvision.layers.sincos import SinCosPosition, sincos_position
 from ssmvision.models import HierarchicalSSM, IsotropicSSM
 
 SMALL: dict[str, Any] = {"patch_size": 2, "embed_dim": 8, "depth": 2, "mixer": "s4d", "mixer_args": {"d_state": 2}}
@@ -34,6 +35,20 @@ def test_attention_is_not_blind_to_positions() -> None:
     for position, same in (("none", True), ("sincos", False)):
         model = IsotropicSSM(8, 1, 3, **SMALL | {"mixer": "attention", "mixer_args": {}}, pos_embed=position).eval()
         assert torch.allclose(model(image), model(moved), atol=1e-6) is same
+
+
+def test_codes_that_a_cuda_graph_reads_outlive_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = SinCosPosition()
+    code(torch.zeros(1, 2, 2, 4))
+    assert code._kept is not None
+    plain = weakref.ref(code._kept[1])
+    with monkeypatch.context() as recording:
+        recording.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+        code(torch.zeros(1, 3, 3, 4))
+    recorded = weakref.ref(code._kept[1])
+    code(torch.zeros(1, 4, 4, 4))
+    assert plain() is None
+    assert recorded() is not None
 
 
 def test_kept_position_codes_follow_size_precision_and_inference() -> None:
