@@ -48,6 +48,10 @@ def sincos_position(
     return torch.cat(codes, -1).to(dtype or wide)
 
 
+def _is_recorded(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class SinCosPosition(nn.Module):
     """Adds `sincos_position` to a map; keeps the code of the last size, and those that a CUDA graph reads.
 
@@ -72,7 +76,7 @@ class SinCosPosition(nn.Module):
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False):  # what is kept may be met by autograd later
                 self._kept = (key, sincos_position(grid, dim, x.device, x.dtype))
-        if torch.cuda.is_current_stream_capturing():
+        if _is_recorded(x):
             self._recorded.append(self._kept[1])  # read by every replay, also once another size has been met
         return self._kept[1]
 
