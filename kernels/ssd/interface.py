@@ -32,9 +32,9 @@ def ssd_nd(
     h = 0, where h is (N, P) and A a scalar (Dao and Gu, arXiv 2405.21060, eq. 2). The same function as
     `selective_scan_nd` with a step size and a decay rate for every head, computed by matrix products.
 
-    In float32 (float64 where x or delta is), whatever the dtype or autocast; but matrix products of bfloat16 CUDA tensors
-    have bfloat16 operands and results, and those of others TF32 operands where `torch.set_float32_matmul_precision`
-    allows it. There is no second derivative.
+    In float32 (float64 where x or delta is), whatever the dtype or autocast; but matrix products of bfloat16 CUDA
+    tensors have bfloat16 operands and results, and those of others TF32 operands where
+    `torch.set_float32_matmul_precision` allows it. There is no second derivative.
 
     Args:
         x: (B, *grid, H, P) H heads of width P, the same for every route.
