@@ -141,7 +141,7 @@ def _costs(
         path = config.out / "costs" / f"{slug(name)}.json"
         if config.report_only and not path.is_file():
             continue
-        find = partial(measure_cost, config, model, classes, scale)
+        find = partial(_measure, config, model, classes, scale)
         try:  # a network that cannot be recorded leaves its process unfit to record others
             costs[name] = kept(path, settings, Cost, partial(call_apart, find, name) if trainer.cuda_graph else find)
         except Exception as error:  # of one network: the others go on
@@ -152,6 +152,14 @@ def _costs(
         speed = f"{c.step_ms:.1f} ms a step, {c.inference_per_s:,.0f} img/s{how}"
         tell(f"cost      {name}: {c.parameters:,} parameters, {speed}")
     return costs, failed
+
+
+def _measure(config: ImageStudyConfig, model: ModelConfig, classes: tuple[str, ...], scale: Scale) -> Cost:
+    """A cost, or a `UserError` that can be told from another process in one line."""
+    try:
+        return measure_cost(config, model, classes, scale)
+    except Exception as error:
+        raise UserError(_told(error)) from error
 
 
 def _report(

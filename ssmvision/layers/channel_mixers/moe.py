@@ -21,8 +21,8 @@ __all__ = ["MixtureOfExperts", "auxiliary_loss"]
 class MixtureOfExperts(nn.Module):
     """y = sum over the top k experts e of g_e(x) W2_e gelu(W1_e x), with p = softmax(R x) and g the chosen p.
 
-    For k > 1 the chosen p are divided by their sum. The router computes in at least float32. No position is dropped,
-    and none is affected by the others.
+    For k > 1 the chosen p are divided by their sum, as in GShard and not in Jamba. The router computes in at least
+    float32. No position is dropped, and none is affected by the others.
 
     In training `balance_loss` holds weight x E x sum_e f_e P_e (Switch, eq. 4 to 6) of the last call, until
     `auxiliary_loss` takes it: f_e is the share of the choices that fell on expert e, P_e the mean of p_e. It is
