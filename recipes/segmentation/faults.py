@@ -6,6 +6,8 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -36,12 +38,14 @@ def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(IN_WORKER.sub("", str(error)).strip()) from error
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         text = str(error)
-        if not text.startswith("DataLoader"):
-            raise
         workers = getattr(getattr(loader, "_iterator", None), "_workers", ())
-        codes = [worker.exitcode for worker in workers]
+        codes = _exit_codes(workers)
+        # A worker that dies while it hands a batch over resets the connection, whoever else may do so.
+        lost = not isinstance(error, RuntimeError) and any(codes)
+        if not lost and not text.startswith("DataLoader"):
+            raise
         for worker in workers:
             worker.kill()  # torch has asked them already, which a hanging one does not hear
         if "timed out" in text:
@@ -55,6 +59,13 @@ def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
             f"data.num_workers: {loader.num_workers}: {' '.join(text.split())} ({why}); continue with the same command "
             "and --resume"
         ) from error
+
+
+def _exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:
+    """Of those that have ended; one that is just ending gets a second for it."""
+    if workers:
+        wait([worker.sentinel for worker in workers], timeout=1.0)
+    return [worker.exitcode for worker in workers]
 
 
 def memory_advice(module: SegmentationModule, trainer: Trainer, batch: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils.data import get_worker_info
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation import fold_runs, loading, module, train
 from ssmvision.recipes.segmentation.config import TrainerConfig
+from ssmvision.recipes.segmentation.faults import loader_faults
 from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
 from ssmvision.recipes.segmentation.optimization import learning_rate
 from ssmvision.recipes.segmentation.patches import PatchDataset
@@ -139,6 +141,18 @@ def test_short_memory_in_validation(root: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.warns(UserWarning, match=r"validation: out of memory for \(1, .*kept on the CPU"):
         short = train.run(tiny_config(root, tmp_path / "short", max_epochs=1))
     assert digests(short.out) == digests(whole.out)
+
+
+def test_a_worker_killed_while_it_hands_a_batch_over() -> None:
+    worker = get_context("fork").Process(target=time.sleep, args=(30,))
+    worker.start()
+    loader: Any = SimpleNamespace(num_workers=1, _iterator=SimpleNamespace(_workers=[worker]))
+    with pytest.raises(ConnectionResetError), loader_faults(loader):
+        raise ConnectionResetError("by a host that has nothing to do with it")
+    assert worker.is_alive()
+    worker.kill()
+    with pytest.raises(UserError, match=r"^data\.num_workers: 1: reset .*a worker was killed"), loader_faults(loader):
+        raise ConnectionResetError("reset")
 
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad"])
