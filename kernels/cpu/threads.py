@@ -1,7 +1,7 @@
 """Shares a compiled loop out to as many threads as PyTorch is set to use: PyTorch's own where that can be had.
 
-PyTorch's OpenMP threads spin for milliseconds after each of its operations. Threads of ours would have to share the
-processors with them: with two of each on two processors, a scan takes as long as on one.
+PyTorch's OpenMP threads spin for a while after each of its operations, and threads of ours would have to share the
+processors with them: with two of each on two processors, vim_tiny took as long as with one of each.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ssmvision.recipes.image_study.testing import test_part
 from ssmvision.recipes.image_study.trainings import Training, list_trainings, run_training
 from ssmvision.recipes.image_study.widths import matched_model
 from ssmvision.recipes.segmentation.writing import check_folder
-from ssmvision.recipes.study.records import finished, kept, slug, train_all
+from ssmvision.recipes.study.records import check_budget, finished, kept, slug, train_all
 from ssmvision.recipes.workers import call_apart
 
 __all__ = ["check_settings", "run"]
@@ -85,6 +85,7 @@ def check_settings(config: ImageStudyConfig) -> None:
             raise UserError(f"{key}: {list(values)} is empty or names one twice; give each once")
     if config.trainer.seed != 0:
         raise UserError("trainer.seed: the study sets it; give seeds")
+    check_budget(config.trainer.max_minutes)
     numbers = {"jobs": config.jobs, "inference_batch": config.inference_batch}
     numbers |= {f"width_step of {entry.name}": entry.width_step for entry in config.entries}
     numbers |= {"resolutions": min(config.resolutions, default=1)}

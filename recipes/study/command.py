@@ -18,7 +18,7 @@ from ssmvision.recipes.segmentation.preprocessing import fit_preprocessing
 from ssmvision.recipes.segmentation.writing import check_folder
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost, measure_cost
-from ssmvision.recipes.study.records import finished, kept, slug, train_all
+from ssmvision.recipes.study.records import check_budget, finished, kept, slug, train_all
 from ssmvision.recipes.study.report import read_result, write_report
 from ssmvision.recipes.study.rules import score_rules
 from ssmvision.recipes.study.summary import Study, markdown
@@ -87,6 +87,7 @@ def check_settings(config: StudyConfig) -> None:
             "model.name, model.mixer, model.mixer_args, trainer.seed: the study sets them; give networks and seeds, "
             "and mixer_args beside them"
         )
+    check_budget(config.trainer.max_minutes)
     for network in config.networks:
         name, _, mixer = network.partition("/")
         if name not in NETWORKS or mixer not in ("", *mixer_names()):

@@ -16,7 +16,7 @@ from ssmvision.recipes.segmentation.writing import write_bytes
 from ssmvision.recipes.training.files import TIMES
 from ssmvision.recipes.workers import Outcome, map_cases
 
-__all__ = ["Recorded", "finished", "kept", "record", "slug", "spent_seconds", "train_all"]
+__all__ = ["Recorded", "check_budget", "finished", "kept", "record", "slug", "spent_seconds", "train_all"]
 
 C = TypeVar("C")
 LOG = "log.txt"
@@ -47,6 +47,16 @@ T = TypeVar("T", bound=Recorded)
 def slug(name: str) -> str:
     """A name for paths: "UMambaBot/none" is "umambabot-none"."""
     return name.lower().replace("/", "-").replace(" ", "-")
+
+
+def check_budget(max_minutes: float | None) -> None:
+    """Refuses a budget of time, by which a busy machine would give one network fewer steps than another.
+
+    Raises:
+        UserError: there is one.
+    """
+    if max_minutes is not None:
+        raise UserError(f"trainer.max_minutes: {max_minutes} would give networks unequal steps; give null")
 
 
 def finished(training: Recorded) -> bool:

@@ -110,6 +110,7 @@ def test_finished_trainings_are_kept_and_a_lost_one_is_trained_again(study: Imag
         ({"seeds": ()}, r"seeds: \[\] is empty or names one twice"),
         ({"entries": (Entry("A b", "m"), Entry("a-b", "m"))}, r"entries: \['a-b', 'a-b'\] is empty or names one twice"),
         ({"trainer": TrainerConfig(seed=1)}, r"trainer\.seed: the study sets it; give seeds"),
+        ({"trainer": TrainerConfig(max_minutes=5.0)}, r"max_minutes: 5\.0 would give networks unequal steps"),
         ({"resolutions": (28, 0)}, r"resolutions: 0 is not possible; give 1 or more"),
         ({"costs_only": True, "report_only": True}, r"both are set; give one of them"),
         ({"augment": AugmentConfig(library="batched", brightness=0.1)}, r"augment\.library: batched is not possible"),

@@ -96,6 +96,7 @@ def test_finished_trainings_are_kept_and_a_lost_one_is_trained_again(study: Stud
         ({"test_cases": (("case_7",),)}, r"test_cases: \['case_7'\] unknown; cases are"),
         ({"test_cases": (("case_0", "case_1"),)}, r"leave a fold without cases to test or train"),
         ({"source": "lungs"}, r"source, data: give one of them"),
+        ({"trainer": replace(TRAINER, max_minutes=5.0)}, r"max_minutes: 5\.0 would give networks unequal steps"),
         ({"trainer": replace(TRAINER, seed=3)}, r"the study sets them; give networks and seeds"),
     ],
 )

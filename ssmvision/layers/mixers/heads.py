@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class HeadInputs(NamedTuple):
     D: Tensor
 
 
-class HeadMixer(nn.Module):
+class HeadMixer(nn.Module, ABC):
     """Projections, convolution and SiLU in front of K state-space layers of heads, a gate and a projection after them.
 
     Subclasses say how the heads mix positions (`mix`) and how the result meets its gate (`gate`).
@@ -86,13 +87,13 @@ class HeadMixer(nn.Module):
         """Parameters that Mamba-2's authors exclude from weight decay: A_log, D and the step-size biases."""
         return {"A_log", "D", "dt_bias"}
 
+    @abstractmethod
     def mix(self, inputs: HeadInputs) -> Tensor:
         """(B, *grid, H, P), the sum over the layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gate(self, y: Tensor, z: Tensor) -> Tensor:
         """Norm of the mixed y and its gate z, both (B, *grid, E)."""
-        raise NotImplementedError
 
     def _per_layer(self, t: Tensor, *shape: int) -> Tensor:
         """(B, *grid, K shape) -> (B, K, *grid, *shape)."""

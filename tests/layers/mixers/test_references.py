@@ -22,10 +22,12 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def attend(layer: Any, x: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+def attend(layer: Any, x: Tensor, bias: Tensor | float = 0.0, qk_norm: bool = False) -> Tensor:
     """softmax(Q K^T / sqrt(P) + bias) V of tokens (B, L, C), head by head."""
     width, heads = layer.attention.head_dim, layer.attention.num_heads
     q, k, v = (t.unflatten(-1, (heads, width)).transpose(1, 2) for t in layer.attention.qkv(x).chunk(3, -1))
+    if qk_norm:
+        q, k = (F.layer_norm(t, (width,), eps=1e-5) for t in (q, k))  # of new layers, whose weights are 1 and 0
     weights = (q @ k.transpose(-1, -2) / width**0.5 + bias).softmax(-1)
     return layer.attention.proj((weights @ v).transpose(1, 2).flatten(2))
 
@@ -35,7 +37,7 @@ def test_attention() -> None:
     torch.testing.assert_close(layer(x).flatten(1, 2), attend(layer, x.flatten(1, 2)))
     assert layer.attention.num_heads == 2
     normed = GlobalAttention(6, 2, qk_norm=True, dtype=torch.float64)
-    torch.testing.assert_close(normed(100 * x), normed(100.001 * x), rtol=1e-3, atol=1e-1)
+    torch.testing.assert_close(normed(x).flatten(1, 2), attend(normed, x.flatten(1, 2), qk_norm=True))
     assert not torch.allclose(normed(x), layer(x))
 
 
