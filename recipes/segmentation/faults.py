@@ -21,6 +21,7 @@ from ssmvision.recipes.segmentation.module import SegmentationModule
 __all__ = ["loader_faults", "memory_advice"]
 
 KILLED = -9  # exit code of a process that SIGKILL ended
+ENDING_SECONDS = 5.0  # for a worker to end whose connection is gone already
 IN_WORKER = re.compile(r"Caught UserError in DataLoader worker.*UserError: ", re.DOTALL)
 
 
@@ -40,11 +41,12 @@ def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
         raise UserError(IN_WORKER.sub("", str(error)).strip()) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
         text = str(error)
+        if isinstance(error, RuntimeError) and not text.startswith("DataLoader"):
+            raise
         workers = getattr(getattr(loader, "_iterator", None), "_workers", ())
         codes = _exit_codes(workers)
-        # A worker that dies while it hands a batch over resets the connection, whoever else may do so.
-        lost = not isinstance(error, RuntimeError) and any(codes)
-        if not lost and not text.startswith("DataLoader"):
+        # A worker that dies while it hands a batch over resets the connection, which others may do too.
+        if not isinstance(error, RuntimeError) and not any(codes):
             raise
         for worker in workers:
             worker.kill()  # torch has asked them already, which a hanging one does not hear
@@ -62,9 +64,11 @@ def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
 
 
 def _exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:
-    """Of those that have ended; one that is just ending gets a second for it."""
-    if workers:
-        wait([worker.sentinel for worker in workers], timeout=1.0)
+    """Of those that have ended; one that is just ending gets the time for it."""
+    ended = wait([worker.sentinel for worker in workers], timeout=ENDING_SECONDS) if workers else []
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()  # its files are closed before it can be waited for: exitcode alone may still say None
     return [worker.exitcode for worker in workers]
 
 
