@@ -11,56 +11,76 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.module import SegmentationModule
 
-__all__ = ["loader_faults", "memory_advice"]
+__all__ = ["LoaderFaults", "memory_advice"]
 
 KILLED = -9  # exit code of a process that SIGKILL ended
 ENDING_SECONDS = 5.0  # for a worker to end whose connection is gone already
 IN_WORKER = re.compile(r"Caught UserError in DataLoader worker.*UserError: ", re.DOTALL)
 
 
-@contextmanager
-def loader_faults(loader: DataLoader[Any]) -> Iterator[None]:
-    """Says in one line why the loader's worker processes failed, and ends those that are left.
+class LoaderFaults(Callback):
+    """Says in one line why a loader's worker processes failed, and ends those that are left.
+
+    Lightning lets go of the workers before an error gets out of it, so what became of them is noted before that.
 
     Args:
         loader: with persistent workers, if any.
-
-    Raises:
-        UserError: a worker died, hangs, or met bad data.
     """
-    try:
-        yield
-    except UserError as error:
-        raise UserError(IN_WORKER.sub("", str(error)).strip()) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and not text.startswith("DataLoader"):
-            raise
-        workers = getattr(getattr(loader, "_iterator", None), "_workers", ())
-        codes = _exit_codes(workers)
-        # A worker that dies while it hands a batch over resets the connection, which others may do too.
-        if not isinstance(error, RuntimeError) and not any(codes):
-            raise
-        for worker in workers:
-            worker.kill()  # torch has asked them already, which a hanging one does not hear
-        if "timed out" in text:
-            why = "no batch came in time: a worker hangs, or the data come too slowly; cache them"
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.workers: Sequence[BaseProcess] = ()
+        self.codes: Sequence[int | None] = ()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Notes the workers' exit codes."""
+        if _of_loader(exception):
+            self.workers = getattr(getattr(self.loader, "_iterator", None), "_workers", ())
+            self.codes = _exit_codes(self.workers)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Around the training.
+
+        Raises:
+            UserError: a worker died, hangs, or met bad data.
+        """
+        try:
+            yield
+        except UserError as error:
+            raise UserError(IN_WORKER.sub("", str(error)).strip()) from error
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A worker that dies while it hands a batch over resets the connection, which others may do too.
+            if not _of_loader(error) or not (isinstance(error, RuntimeError) or any(self.codes)):
+                raise
+            for worker in self.workers:
+                worker.kill()  # torch has asked them already, which a hanging one does not hear
+            raise UserError(
+                f"data.num_workers: {self.loader.num_workers}: {' '.join(str(error).split())} ({self._why(error)}); "
+                "continue with the same command and --resume"
+            ) from error
+
+    def _why(self, error: Exception) -> str:
+        if "timed out" in str(error):
+            return "no batch came in time: a worker hangs, or the data come too slowly; cache them"
         # torch names the signal only if its handler saw the worker end before the queue was found empty.
-        elif "Killed" in text + str(error.__cause__ or "") or KILLED in codes:
-            why = "a worker was killed, most often for lack of main memory; give fewer data.num_workers"
-        else:
-            why = "a worker ended by itself; data.num_workers=0 shows its error"
-        raise UserError(
-            f"data.num_workers: {loader.num_workers}: {' '.join(text.split())} ({why}); continue with the same command "
-            "and --resume"
-        ) from error
+        if "Killed" in str(error) + str(error.__cause__ or "") or KILLED in self.codes:
+            return "a worker was killed, most often for lack of main memory; give fewer data.num_workers"
+        return "a worker ended by itself; data.num_workers=0 shows its error"
+
+
+def _of_loader(error: BaseException) -> bool:
+    """Whether workers may have raised it by ending."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader")
+    return isinstance(error, (ConnectionError, EOFError))
 
 
 def _exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ssmvision.errors import UserError
 from ssmvision.recipes.segmentation.checkpoints import LAST, PREVIOUS
-from ssmvision.recipes.segmentation.faults import loader_faults
+from ssmvision.recipes.segmentation.faults import LoaderFaults
 from ssmvision.recipes.segmentation.stopping import Checkpoints, interruptible
 from ssmvision.recipes.training.module import TrainingModule
 
@@ -77,8 +77,10 @@ def fit(
     last = checkpoints.path
     saved = any(last.with_name(name).is_file() for name in (LAST, PREVIOUS))
     full = ""
-    faults = loader_faults(batches) if isinstance(batches, DataLoader) else nullcontext()
-    with interruptible(trainer), faults, warnings.catch_warnings():
+    faults = LoaderFaults(batches) if isinstance(batches, DataLoader) else None
+    if faults is not None:
+        trainer.callbacks.append(faults)  # type: ignore[attr-defined]
+    with interruptible(trainer), faults.told() if faults else nullcontext(), warnings.catch_warnings():
         if validation is None:
             warnings.filterwarnings("ignore", message=".*no `val_dataloader`")
         try:

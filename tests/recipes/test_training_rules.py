@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import time
-from multiprocessing import get_context
+from multiprocessing import resource_sharer
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,11 @@ import torch
 from monai.losses.dice import DiceCELoss
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from ssmvision.errors import UserError
-from ssmvision.recipes.segmentation import fold_runs, loading, module, train
+from ssmvision.recipes.segmentation import faults, fold_runs, loading, module, train
 from ssmvision.recipes.segmentation.config import TrainerConfig
-from ssmvision.recipes.segmentation.faults import loader_faults
 from ssmvision.recipes.segmentation.losses import segmentation_loss, training_criterion
 from ssmvision.recipes.segmentation.optimization import learning_rate
 from ssmvision.recipes.segmentation.patches import PatchDataset
@@ -143,16 +144,45 @@ def test_short_memory_in_validation(root: Path, tmp_path: Path, monkeypatch: pyt
     assert digests(short.out) == digests(whole.out)
 
 
-def test_a_worker_killed_while_it_hands_a_batch_over() -> None:
-    worker = get_context("fork").Process(target=time.sleep, args=(30,))
-    worker.start()
-    loader: Any = SimpleNamespace(num_workers=1, _iterator=SimpleNamespace(_workers=[worker]))
-    with pytest.raises(ConnectionResetError), loader_faults(loader):
-        raise ConnectionResetError("by a host that has nothing to do with it")
-    assert worker.is_alive()
-    worker.kill()
-    with pytest.raises(UserError, match=r"^data\.num_workers: 1: reset .*a worker was killed"), loader_faults(loader):
-        raise ConnectionResetError("reset")
+@pytest.mark.parametrize(
+    ("killed", "error", "message"),
+    [
+        (True, UserError, r"^data\.num_workers: 1: .*a worker was killed"),
+        (False, ConnectionResetError, "^reset$"),  # by a host that has nothing to do with it
+    ],
+)
+def test_a_connection_reset_while_a_worker_hands_a_batch_over(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool, error: type[Exception], message: str
+) -> None:
+    real, calls = PatchDataset.__getitem__, 0
+
+    def item(self: PatchDataset, index: int) -> dict[str, torch.Tensor]:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        return real(self, index)
+
+    def connection(ident: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            if killed:
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            monkeypatch.setattr(BaseProcess, "is_alive", lambda self: True)  # as long as it cannot be waited for
+            raise ConnectionResetError("reset")
+        return connect(ident)
+
+    sharer: Any = resource_sharer._resource_sharer  # type: ignore[attr-defined]
+    connect = sharer.get_connection
+    monkeypatch.setattr(PatchDataset, "__getitem__", item)
+    monkeypatch.setattr(sharer, "get_connection", connection)
+    monkeypatch.setattr(faults, "ENDING_SECONDS", 60.0 if killed else 0.5)
+    # As in a process's second training: Lightning has put back the handler of SIGCHLD that torch sets once.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", True)
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    config = tiny_config(root, tmp_path / "run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
+    with pytest.raises(error, match=message):
+        train.run(config)
+    signal.signal(signal.SIGCHLD, handler)
 
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad"])
