@@ -5,22 +5,19 @@ Importing this module does not import numba.
 
 from __future__ import annotations
 
-from importlib import import_module
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssmvision.kernels.cpu.arrays import LANES, filled, flat, whole_vectors
 from ssmvision.kernels.cpu.numba import can_run
-from ssmvision.kernels.cpu.threads import share_out
+from ssmvision.kernels.cpu.threads import compiled, share_out
 
 __all__ = ["backward", "can_run", "forward"]
-
-
-def _kernel(name: str) -> Any:
-    return getattr(import_module("ssmvision.kernels.causal_conv.numba_kernels"), name)
 
 
 def _inputs(
@@ -31,9 +28,16 @@ def _inputs(
     sizes = (x.shape[0], len(routes), x.shape[1], channels, weight.shape[2])
     offset = torch.zeros(len(routes), channels) if bias is None else filled(bias, channels)
     given, strides = flat(filled(x, channels))
-    taps = filled(weight.transpose(1, 2), channels).contiguous()
-    reverse = np.array([route == "backward" for route in routes])
-    return sizes, (given, strides[:2], flat(taps)[0], flat(offset.contiguous())[0], reverse, silu)
+    taps = weight.detach().float()
+    if channels != x.shape[2]:
+        taps = F.pad(taps, (0, 0, 0, channels - x.shape[2]))
+    constants = (t.reshape(-1).numpy() for t in (taps, offset))
+    return sizes, (given, strides[:2], *constants, _reverse(routes), silu)
+
+
+@lru_cache(maxsize=16)
+def _reverse(routes: tuple[str, ...]) -> Any:
+    return np.array([route == "backward" for route in routes])
 
 
 def forward(
@@ -48,12 +52,12 @@ def forward(
     if out is None:
         out = x.new_empty(x.shape[0], len(routes), *x.shape[1:])
     sizes, inputs = _inputs(x, weight, bias, routes, silu)
-    batch, count, length, channels, width = sizes
+    batch, count, length, channels, _ = sizes
     fits = out.dtype == torch.float32 and channels == x.shape[2] and out.stride(3) == 1
     made = out if fits else torch.empty(batch, count, length, channels)
     target, strides = flat(made)
     tasks = batch * count * channels // LANES
-    share_out(_kernel("conv_forward"), tasks, length * width, sizes, *inputs, target, strides[:3])
+    share_out(compiled("causal_conv", "conv_forward"), tasks, 4 * length, sizes, *inputs, target, strides[:3])
     return out if fits else out.copy_(made[..., : x.shape[2]])
 
 
@@ -74,7 +78,7 @@ def backward(
     dweight, dbias = torch.empty(batch, count, width, channels), torch.empty(batch, count, channels)
     outputs = [flat(t)[0] for t in (made, dweight, dbias)]
     tasks, steps = batch * channels // LANES, 3 * count * length * width
-    share_out(_kernel("conv_backward"), tasks, steps, sizes, *inputs, grad, strides[:3], *outputs)
+    share_out(compiled("causal_conv", "conv_backward"), tasks, steps, sizes, *inputs, grad, strides[:3], *outputs)
     used, total = x.shape[2], made[..., : x.shape[2]]
     return (
         total.to(x.dtype) if dx is None else dx.copy_(total),

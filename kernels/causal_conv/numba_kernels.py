@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ssmvision.kernels.cpu.vectors import LANES, OPTIONS, fma, load, sigmoid, splat, store
+from ssmvision.kernels.cpu.team import team
+from ssmvision.kernels.cpu.vectors import LANES, OPTIONS, columns, fma, load, sigmoid, splat, store
 
-__all__ = ["conv_backward", "conv_forward"]
+__all__ = ["conv_backward", "conv_backward_team", "conv_forward", "conv_forward_team"]
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
@@ -57,7 +58,7 @@ def conv_forward(
         sizes: (B, K, L, E, W).
         x: (B, L, E), with strides `of_x`.
         of_x: see `x`.
-        weight: (K, W, E).
+        weight: (K, E, W).
         bias: (K, E).
         reverse: (K,).
         silu: whether to apply it.
@@ -66,16 +67,23 @@ def conv_forward(
     """
     _, routes, positions, channels, width = sizes
     blocks = channels // LANES
-    kernel = np.zeros(width * LANES, np.float32)
+    kernel, window = np.zeros(width * LANES, np.float32), np.zeros(width * LANES, np.float32)
     for task in range(first, last):
         row, start = task // blocks, task % blocks * LANES
         b, k = row // routes, row % routes
-        for tap in range(width):
-            store(kernel, tap * LANES, load(weight, (k * width + tap) * channels + start))
+        columns(kernel, weight, k * channels + start, width)
         offset = load(bias, k * channels + start)
         x0, out0 = b * of_x[0] + start, b * of_out[0] + k * of_out[1] + start
-        for t in range(positions):
-            pre = taps_at(x, x0, of_x[1], t, positions, kernel, offset, reverse, k, width)
+        window[:] = ZERO  # the inputs behind this one, each read once from x
+        for step in range(positions):
+            t = positions - 1 - step if reverse[k] else step
+            newest = load(x, x0 + t * of_x[1])
+            pre = fma(newest, load(kernel, (width - 1) * LANES), offset)
+            for tap in range(width - 1):
+                seen = load(window, (tap + 1) * LANES)
+                store(window, tap * LANES, seen)
+                pre = fma(seen, load(kernel, tap * LANES), pre)
+            store(window, (width - 1) * LANES, newest)
             if silu:
                 pre = pre * sigmoid(pre)
             store(out, out0 + t * of_out[2], pre)
@@ -117,8 +125,7 @@ def conv_backward(
         b, start = task // blocks, task % blocks * LANES
         x0, dx0 = b * of_x[0] + start, b * positions * channels + start
         for k in range(routes):
-            for tap in range(width):
-                store(kernel, tap * LANES, load(weight, (k * width + tap) * channels + start))
+            columns(kernel, weight, k * channels + start, width)
             offset, total = load(bias, k * channels + start), splat(ZERO)
             sums[:] = ZERO
             for t in range(positions):
@@ -143,3 +150,17 @@ def conv_backward(
             for tap in range(width):
                 store(dweight, ((b * routes + k) * width + tap) * channels + start, load(sums, tap * LANES))
             store(dbias, (b * routes + k) * channels + start, total)
+
+
+@njit(**OPTIONS)
+def conv_forward_team(threads: int, parts: int, tasks: int, *arguments: Any) -> int:
+    """`conv_forward` on several threads; how many parts failed."""
+    failed: int = team(conv_forward, threads, parts, tasks, arguments)
+    return failed
+
+
+@njit(**OPTIONS)
+def conv_backward_team(threads: int, parts: int, tasks: int, *arguments: Any) -> int:
+    """`conv_backward` on several threads; how many parts failed."""
+    failed: int = team(conv_backward, threads, parts, tasks, arguments)
+    return failed

@@ -11,22 +11,43 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["share_out"]
+__all__ = ["Loop", "compiled", "openmp", "share_out"]
 
-_REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PROCESS = os.getpid()
-# Vector steps (about 5 ns each) from which on a second thread saves more than it takes to start it.
-WORTH_SHARING = 1 << 15
+# Vector steps (about 5 ns each) from which on a second thread saves more than it takes to start it, should it sleep.
+WORTH_SHARING = 1 << 13
+PARTS = 4  # for each thread, as one may be held up
+
+
+class Loop(NamedTuple):
+    """A compiled loop over tasks, in two forms.
+
+    Attributes:
+        alone: alone(first, last, *arguments) walks tasks [first, last). It releases Python's lock, and its result does
+            not depend on how the tasks are cut.
+        shared: shared(threads, parts, tasks, *arguments) does the same with range(tasks) by `team.team`.
+    """
+
+    alone: Callable[..., None]
+    shared: Callable[..., int]
+
+
+@lru_cache(maxsize=16)
+def compiled(operator: str, name: str) -> Loop:
+    """The loop `name`, with `name`_team, of an operator's Numba kernels."""
+    kernels = import_module(f"ssmvision.kernels.{operator}.numba_kernels")
+    return Loop(getattr(kernels, name), getattr(kernels, f"{name}_team"))
 
 
 @lru_cache(maxsize=1)
-def _openmp() -> ctypes.CDLL | None:
+def openmp() -> ctypes.CDLL | None:
     """GNU's OpenMP library that PyTorch has loaded; None on platforms where it uses another."""
     loaded = getattr(os, "RTLD_NOLOAD", None)
     if loaded is None:
@@ -46,45 +67,29 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="ssmvision")
 
 
-def share_out(loop: Callable[..., None], tasks: int, steps: int, *arguments: Any) -> None:
-    """Calls loop(first, last, *arguments) on parts of range(tasks) side by side.
+def share_out(loop: Loop, tasks: int, steps: int, *arguments: Any) -> None:
+    """Walks range(tasks) in parts side by side.
 
     Args:
-        loop: releases Python's lock; its result must not depend on how the tasks are cut.
+        loop: to run.
         tasks: how many.
         steps: vector steps of a task, by which small work is not shared.
         arguments: the rest of what `loop` takes.
+
+    Raises:
+        MemoryError: a part could not get its scratch memory.
     """
     threads = min(torch.get_num_threads(), tasks)
     if threads <= 1 or tasks * steps < WORTH_SHARING:
-        loop(0, tasks, *arguments)
+        loop.alone(0, tasks, *arguments)
+        return
+    if os.getpid() == _PROCESS and openmp() is not None:  # GNU's OpenMP does not survive a fork
+        if loop.shared(threads, min(tasks, threads * PARTS), tasks, *arguments):
+            raise MemoryError("no memory for the scratch arrays of a compiled loop")
         return
     edges = [tasks * i // threads for i in range(threads + 1)]
-    parts = list(pairwise(edges))
-    library = _openmp() if os.getpid() == _PROCESS else None  # GNU's OpenMP does not survive a fork
-    if library is not None:
-        _on_team(library, loop, parts, arguments)
-        return
-    futures = [_pool(os.getpid(), threads - 1).submit(loop, *part, *arguments) for part in parts[1:]]
-    loop(*parts[0], *arguments)
+    first, *others = pairwise(edges)
+    futures = [_pool(os.getpid(), threads - 1).submit(loop.alone, *part, *arguments) for part in others]
+    loop.alone(*first, *arguments)
     for future in futures:
         future.result()
-
-
-def _on_team(
-    library: ctypes.CDLL, loop: Callable[..., None], parts: list[tuple[int, int]], arguments: tuple[Any, ...]
-) -> None:
-    """As an OpenMP region of a thread a part; a team may turn out smaller, so each takes parts until all are done."""
-    waiting = iter(parts)
-    failed: list[BaseException] = []
-
-    def work(_: Any) -> None:
-        try:
-            while part := next(waiting, None):  # atomic, under Python's lock
-                loop(*part, *arguments)
-        except BaseException as error:  # must not pass through OpenMP's frames; raised below
-            failed.append(error)
-
-    library.GOMP_parallel(_REGION(work), None, ctypes.c_uint(len(parts)), ctypes.c_uint(0))
-    if failed:
-        raise failed[0]

@@ -12,11 +12,27 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
-__all__ = ["LANES", "exp2", "fma", "load", "sigmoid", "softplus", "splat", "store", "total"]
+__all__ = [
+    "LANES",
+    "LN2",
+    "LOG2E",
+    "OPTIONS",
+    "broadcast",
+    "columns",
+    "exp2",
+    "fma",
+    "load",
+    "sigmoid",
+    "softplus",
+    "splat",
+    "store",
+    "total",
+]
 
 LANES = 16
 _REGISTER = ir.VectorType(ir.FloatType(), LANES)
@@ -74,18 +90,31 @@ def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     return types.none(array, types.intp, vector), emit
 
 
+def _splat(builder: Any, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_REGISTER, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(_INTEGERS, [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(_REGISTER, ir.Undefined), zeros)
+
+
 @intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """A float32 in all sixteen places."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = builder.insert_element(
-            ir.Constant(_REGISTER, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0)
-        )
-        zeros = ir.Constant(_INTEGERS, [0] * LANES)
-        return builder.shuffle_vector(first, ir.Constant(_REGISTER, ir.Undefined), zeros)
+        return _splat(builder, arguments[0])
 
     return vector(types.float32), emit
+
+
+@intrinsic
+def broadcast(typing: Any, array: Any, offset: Any) -> Any:
+    """array[offset] in all sixteen places; bounds are not checked, and negative offsets not counted from the end."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return _splat(builder, builder.load(builder.gep(data, [arguments[1]])))
+
+    return vector(array, types.intp), emit
 
 
 @intrinsic
@@ -206,3 +235,11 @@ def _operator(symbol: Any, instruction: str) -> None:
 
 _operator(operator.add, "fadd")
 _operator(operator.mul, "fmul")
+
+
+@njit(inline="always", **OPTIONS)
+def columns(target: Any, source: Any, row: int, width: int) -> None:
+    """Sixteen rows of a (rows, width) matrix, from `row` on, as `width` vectors."""
+    for lane in range(LANES):
+        for i in range(width):
+            target[i * LANES + lane] = source[(row + lane) * width + i]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmvision.kernels.mamba_mixer import pack, passes
+from ssmvision.kernels.mamba_mixer import numba, pack, passes
 from ssmvision.kernels.mamba_mixer.args import Parameters, sizes_of
 from ssmvision.kernels.operators import define_operator
 from ssmvision.kernels.selective_scan.op import scan
@@ -224,6 +224,10 @@ def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep
         out: Tensor = mixer(tokens, p.flat(), ",".join(routes), merge, keep, backend)[0]
         return out
     if keep == "nothing":
+        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+        if tools.infer is not None and numba.takes(tokens, p):
+            with autocast_off(tokens.device.type):
+                return tools.infer(tokens, p, routes, merge)
         return _run(tokens, p, routes, merge, keep, backend)[0]
     out = _EagerMixer.apply(routes, merge, keep, backend, tokens, *p.flat())  # type: ignore[no-untyped-call]
     return out

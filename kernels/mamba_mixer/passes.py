@@ -18,7 +18,7 @@ from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import cuda as conv_cuda
 from ssmvision.kernels.causal_conv import numba as conv_numba
 from ssmvision.kernels.causal_conv import reference as conv_reference
-from ssmvision.kernels.mamba_mixer import cuda, pack, reference
+from ssmvision.kernels.mamba_mixer import cuda, numba, pack, reference
 from ssmvision.kernels.mamba_mixer.args import Parameters, Weights
 from ssmvision.kernels.mamba_mixer.gemm import add_times_each, outer, outer_each, times_each
 from ssmvision.kernels.selective_scan import cuda as scan_cuda
@@ -37,6 +37,7 @@ class Toolbox(NamedTuple):
     conv: Any
     gate_backward: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     fill: Callable[[Parameters, pack.Plan, Tensor, Tensor], None]
+    infer: Callable[[Tensor, Parameters, tuple[str, ...], str], Tensor] | None = None
 
 
 def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
@@ -48,8 +49,9 @@ def toolbox(device: torch.device, dtype: torch.dtype, backend: str) -> Toolbox:
 def _toolbox(scan: registry.Backend) -> Toolbox:
     if scan.name == "cuda":
         return Toolbox(scan, conv_cuda, cuda.gate_backward, cuda.fill)
-    conv = conv_numba if scan.name == "numba" else conv_reference
-    return Toolbox(scan, conv, reference.gate_backward, pack.copy_parameters)
+    if scan.name == "numba":
+        return Toolbox(scan, conv_numba, reference.gate_backward, pack.copy_parameters, numba.infer)
+    return Toolbox(scan, conv_reference, reference.gate_backward, pack.copy_parameters)
 
 
 class Kept(NamedTuple):

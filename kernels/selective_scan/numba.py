@@ -9,7 +9,6 @@ Importing this module does not import numba.
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ssmvision.kernels.cpu.arrays import LANES, filled, flat, whole_vectors
 from ssmvision.kernels.cpu.numba import can_run
-from ssmvision.kernels.cpu.threads import share_out
+from ssmvision.kernels.cpu.threads import compiled, share_out
 from ssmvision.kernels.routes import route_index
 from ssmvision.kernels.selective_scan.args import (
     Grads,
@@ -89,10 +88,6 @@ def _scan(args: ScanArgs, saved: int) -> _Scan:
     )
 
 
-def _kernel(name: str) -> Any:
-    return getattr(import_module("ssmvision.kernels.selective_scan.numba_kernels"), name)
-
-
 def _over_routes(t: Tensor) -> Tensor:
     """(B, K, L, E) -> (B, L, E), added in the order of the routes; may overwrite the first one."""
     result = t[:, 0]
@@ -110,7 +105,12 @@ def forward(args: ScanArgs, save_states: bool) -> tuple[Tensor, Tensor, Tensor, 
     states = torch.empty(batch, routes, n_state, channels)
     saved = torch.zeros(kept, batch, routes, n_state, channels)
     share_out(
-        _kernel("scan_forward"), scan.tasks, scan.steps, scan.sizes, *scan.inputs, *map(_flat, (y, states, saved))
+        compiled("selective_scan", "scan_forward"),
+        scan.tasks,
+        scan.steps,
+        scan.sizes,
+        *scan.inputs,
+        *map(_flat, (y, states, saved)),
     )
     used = args.A.shape[1]
     y, states, saved = y[..., :used], states[..., :used], saved[..., :used]
@@ -130,7 +130,15 @@ def backward(args: ScanArgs, saved: Tensor, ungated: Tensor | None, dout: Tensor
     dA, dD, dbias = (torch.empty(batch, routes, *rest, channels) for rest in ((n_state,), (), ()))
     given = (_flat(filled(saved, channels)), dy, of_dy[:3], _flat(filled(end, channels).contiguous()))
     made = (dx, ddelta, dB, dC, dA, dD, dbias)
-    share_out(_kernel("scan_backward"), scan.tasks, 4 * scan.steps, scan.sizes, *scan.inputs, *given, *map(_flat, made))
+    share_out(
+        compiled("selective_scan", "scan_backward"),
+        scan.tasks,
+        4 * scan.steps,
+        scan.sizes,
+        *scan.inputs,
+        *given,
+        *map(_flat, made),
+    )
     dz = None if args.z is None or ungated is None else gate_gradient(args.z, dout.float(), ungated)
     by_route = dx[..., :used]
     return as_inputs(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from ssmvision.kernels.cpu.team import team
 from ssmvision.kernels.cpu.vectors import (
     LANES,
     LN2,
@@ -27,7 +28,7 @@ from ssmvision.kernels.cpu.vectors import (
     total,
 )
 
-__all__ = ["scan_backward", "scan_forward"]
+__all__ = ["scan_backward", "scan_backward_team", "scan_forward", "scan_forward_team"]
 
 ZERO, SCALE = np.float32(0.0), np.float32(LN2)
 
@@ -255,3 +256,17 @@ def scan_backward(
         copy_states(dA, own, channels, sum_A, 0, LANES, n_state)
         store(dD, row * channels + start, sum_D)
         store(dbias, row * channels + start, sum_bias)
+
+
+@njit(**OPTIONS)
+def scan_forward_team(threads: int, parts: int, tasks: int, *arguments: Any) -> int:
+    """`scan_forward` on several threads; how many parts failed."""
+    failed: int = team(scan_forward, threads, parts, tasks, arguments)
+    return failed
+
+
+@njit(**OPTIONS)
+def scan_backward_team(threads: int, parts: int, tasks: int, *arguments: Any) -> int:
+    """`scan_backward` on several threads; how many parts failed."""
+    failed: int = team(scan_backward, threads, parts, tasks, arguments)
+    return failed

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import Tensor
 
 from ssmvision.kernels import registry
 from ssmvision.kernels.causal_conv import causal_conv
 from ssmvision.kernels.causal_conv import numba as conv_numba
 from ssmvision.kernels.causal_conv import reference as conv_reference
+from ssmvision.kernels.cpu import threads as cpu_threads
+from ssmvision.kernels.cpu.team import team
+from ssmvision.kernels.cpu.threads import Loop, openmp, share_out
 from ssmvision.kernels.cpu.vectors import LANES
 from ssmvision.kernels.selective_scan import selective_scan_nd
+from ssmvision.layers.mamba import MambaMixer
 
 BOTH = ("forward", "backward")
 
@@ -45,21 +53,62 @@ def test_is_picked_on_a_cpu_for_all_but_float64() -> None:
         assert "cuda:0" in str(registry.explain(op, registry.Request("cuda:0"))["numba"])
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small work is shared out, too, and PyTorch's number of threads put back."""
+    monkeypatch.setattr(cpu_threads, "WORTH_SHARING", 0)
     before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(scan(inputs()))
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("library", ["OpenMP", "none"])
+@pytest.mark.usefixtures("threads")
+def test_results_do_not_depend_on_the_number_of_threads(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "none":
+        monkeypatch.setattr(cpu_threads, "openmp", lambda: None)
+    mixer, tokens = MambaMixer(24, d_state=6, bidirectional=True), torch.randn(3, 70, 24)
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results = scan(inputs())
+        with torch.no_grad():
+            found.append((*results, mixer(tokens)))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.skipif(openmp() is None, reason="PyTorch uses another OpenMP")
+@pytest.mark.usefixtures("threads")
+def test_a_loop_that_fails_on_a_thread_is_not_taken_for_done() -> None:
+    torch.set_num_threads(2)
+    loop = Loop(fails, fails_team)
+    seen = np.zeros(8, np.int64)
+    share_out(loop, 8, 1, seen, 8)
+    assert seen.tolist() == [1] * 8
+    with pytest.raises(MemoryError, match="scratch"):
+        share_out(loop, 8, 1, seen, 5)
+    assert seen.tolist() == [2] * 5 + [1] * 3
+
+
+@njit(nogil=True)
+def fails(first: int, last: int, seen: Any, bad: int) -> None:
+    for task in range(first, last):
+        if task >= bad:
+            raise MemoryError
+        seen[task] += 1
+
+
+@njit(nogil=True)
+def fails_team(threads: int, parts: int, tasks: int, *arguments: Any) -> int:
+    failed: int = team(fails, threads, parts, tasks, arguments)
+    return failed
+
+
+@pytest.mark.usefixtures("threads")
 def test_several_threads_may_scan_at_once() -> None:
     expected = scan(inputs())
+    torch.set_num_threads(2)
     with ThreadPoolExecutor(4) as pool:
         for got in pool.map(lambda _: scan(inputs()), range(12)):
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -70,8 +119,10 @@ def test_a_forked_process_may_scan() -> None:
     """A data loader's worker, for example; the parent's threads do not exist there."""
     code = """
 import os, torch
+from ssmvision.kernels.cpu import threads
 from ssmvision.ops import selective_scan_nd
 torch.set_num_threads(2)
+threads.WORTH_SHARING = 0
 t = torch.rand(1, 1, 9, 64)
 run = lambda: selective_scan_nd(t, t, -torch.rand(1, 64, 2), t[..., :2], t[..., :2], routes="forward")
 run()
