@@ -75,7 +75,7 @@ class BenchCpuConfig:
         peer: any image classifier of timm.
         pixels: image side.
         batch: images.
-        rounds: every contender runs once a round, after one warm-up.
+        rounds: every contender runs twice a round, and the second time counts.
         threads: CPU threads; 0 keeps PyTorch's choice.
         json: print JSON instead of a table.
         out: also write the JSON to this file.

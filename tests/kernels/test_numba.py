@@ -24,7 +24,6 @@ from ssmvision.kernels.cpu.team import team
 from ssmvision.kernels.cpu.threads import Loop, openmp, share_out
 from ssmvision.kernels.cpu.vectors import LANES
 from ssmvision.kernels.selective_scan import selective_scan_nd
-from ssmvision.layers.mamba import MambaMixer
 
 BOTH = ("forward", "backward")
 
@@ -67,13 +66,10 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_results_do_not_depend_on_the_number_of_threads(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if library == "none":
         monkeypatch.setattr(cpu_threads, "openmp", lambda: None)
-    mixer, tokens = MambaMixer(24, d_state=6, bidirectional=True), torch.randn(3, 70, 24)
     found = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        results = scan(inputs())
-        with torch.no_grad():
-            found.append((*results, mixer(tokens)))
+        found.append(scan(inputs()))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
