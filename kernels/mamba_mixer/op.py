@@ -33,6 +33,9 @@ def _forward(
 
 def _run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep: str, backend: str) -> Outputs:
     tools = passes.toolbox(tokens.device, tokens.dtype, backend)
+    if keep == "nothing" and tools.infer is not None and numba.takes(tokens, p):
+        with autocast_off(tokens.device.type):
+            return _alone(tools.infer(tokens, p, routes, merge), p)
     layout = pack.layout_of(p, tokens.dtype)
     with autocast_off(tokens.device.type):
         low, exact = pack.buffers(p, tokens.dtype, layout)
@@ -41,6 +44,13 @@ def _run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, kee
     if keep == "nothing":
         low, exact = low.new_empty(0), exact.new_empty(0)
     return out, *kept, low, exact
+
+
+def _alone(out: Tensor, p: Parameters) -> Outputs:
+    """A result of which nothing is kept."""
+    s = sizes_of(p)
+    xz, x_dbl, u, delta, y, low, exact = (out.new_empty(0) for _ in range(7))
+    return out, xz, x_dbl, u, delta, y, out.new_empty(0, out.shape[0], s.routes, s.state, s.inner), low, exact
 
 
 def autocast_enabled(device: str) -> bool:
@@ -224,10 +234,6 @@ def run(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str, keep
         out: Tensor = mixer(tokens, p.flat(), ",".join(routes), merge, keep, backend)[0]
         return out
     if keep == "nothing":
-        tools = passes.toolbox(tokens.device, tokens.dtype, backend)
-        if tools.infer is not None and numba.takes(tokens, p):
-            with autocast_off(tokens.device.type):
-                return tools.infer(tokens, p, routes, merge)
         return _run(tokens, p, routes, merge, keep, backend)[0]
     out = _EagerMixer.apply(routes, merge, keep, backend, tokens, *p.flat())  # type: ignore[no-untyped-call]
     return out

@@ -1,4 +1,4 @@
-"""`ssmvision bench compile`: what torch.compile gains on a GPU, beside CUDA graphs of the same step."""
+"""`ssmvision bench compile`: what torch.compile gains, on a GPU beside CUDA graphs of the same step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import timm
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import ssmvision.models  # noqa: F401  (registers them with timm)
 from ssmvision.bench.compile_config import BenchCompileConfig
+from ssmvision.bench.scan import cpu_name
 from ssmvision.bench.table import as_json, markdown, write_text
-from ssmvision.bench.timing import capture, in_rounds_us, in_turns_us, side_stream
+from ssmvision.bench.timing import capture, in_rounds_us, in_turns_on_cpu_ms, in_turns_us, side_stream
 from ssmvision.bench.vim import LEARNING_RATE, create_model
 from ssmvision.errors import UserError
 from ssmvision.models import UMambaBot
@@ -24,6 +26,7 @@ __all__ = ["CompileRow", "make_step", "run", "table"]
 
 VOLUMES = "UMambaBot"
 PAIR = 2
+CPU_ROUNDS = 7
 Step = Callable[[], Tensor]
 
 
@@ -36,8 +39,8 @@ class CompileRow:
         step: "infer" or "train".
         batch: images or volumes.
         compile_s: seconds that the first compiled step took.
-        eager_ms, compiled_ms: a step in a loop of steps launched by Python.
-        graph_ms, compiled_graph_ms: of the same step as one CUDA graph, from a cold L2 cache.
+        eager_ms, compiled_ms: a step in a loop of steps launched by Python; on a CPU the best of several.
+        graph_ms, compiled_graph_ms: of the same step as one CUDA graph, from a cold L2 cache; None on a CPU.
         missing: why there are no figures, or "".
     """
 
@@ -47,8 +50,8 @@ class CompileRow:
     compile_s: float = 0.0
     eager_ms: float = 0.0
     compiled_ms: float = 0.0
-    graph_ms: float = 0.0
-    compiled_graph_ms: float = 0.0
+    graph_ms: float | None = None
+    compiled_graph_ms: float | None = None
     missing: str = ""
 
 
@@ -56,15 +59,20 @@ def run(config: BenchCompileConfig) -> list[CompileRow]:
     """Time every model, print the table and write it where `config.out` says.
 
     Raises:
-        UserError: there is no CUDA device, or a model does not exist.
+        UserError: there is no CUDA device and one is asked for, or a model does not exist.
     """
     names = [name.strip() for name in config.models.split(",")]
     for name in names:
         if name != VOLUMES and not timm.is_model(name):
             raise UserError(f"--models {config.models}: timm has no {name!r}; give its models, or {VOLUMES}")
-    if not torch.cuda.is_available():
-        raise UserError("bench compile needs a CUDA device and PyTorch sees none here; run `ssmvision doctor`")
-    about = f"{torch.cuda.get_device_name()}; {config.dtype}; torch {torch.__version__}; timm {timm.__version__}; "
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "bench compile needs a CUDA device and PyTorch sees none here: --device cpu, or `ssmvision doctor`"
+        )
+    where = (
+        torch.cuda.get_device_name() if config.device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    about = f"{where}; {config.dtype}; torch {torch.__version__}; timm {timm.__version__}; "
     about += f"{config.pixels} px, {config.voxels}^3 voxels; sizes {'open' if config.dynamic else 'fixed'}"
     rows: list[CompileRow] = []
     for name in names:
@@ -80,7 +88,7 @@ def run(config: BenchCompileConfig) -> list[CompileRow]:
 def _measured(config: BenchCompileConfig, name: str, step: str) -> CompileRow:
     batch = PAIR if name == VOLUMES else config.batch
     try:
-        with side_stream():
+        with side_stream() if config.device == "cuda" else nullcontext():
             return _timed(config, name, step, batch)
     except torch.OutOfMemoryError:
         return CompileRow(name, step, batch, missing="out of memory")
@@ -93,21 +101,25 @@ def _measured(config: BenchCompileConfig, name: str, step: str) -> CompileRow:
 def _timed(config: BenchCompileConfig, name: str, step: str, batch: int) -> CompileRow:
     torch.manual_seed(0)
     model, shape = _model(config, name)
-    images = torch.randn(batch, *shape, device="cuda")
+    images = torch.randn(batch, *shape, device=config.device)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    eager = make_step(model.cuda(), model, images, step, dtype)
+    eager = make_step(model.to(config.device), model, images, step, dtype)
     eager()  # what a first input fixes, and our kernels
     whole: nn.Module = torch.compile(model, fullgraph=True, dynamic=config.dynamic)  # type: ignore[assignment]
     compiled = make_step(model, whole, images, step, dtype)
-    torch.cuda.synchronize()
+    wait: Callable[[], None] = torch.cuda.synchronize if config.device == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     compiled()
-    torch.cuda.synchronize()
+    wait()
     seconds = time.perf_counter() - start
+    if config.device == "cpu":
+        times = in_turns_on_cpu_ms({"eager": eager, "compiled": compiled}, CPU_ROUNDS)
+        return CompileRow(name, step, batch, seconds, min(times["eager"]), min(times["compiled"]))
     loops = in_rounds_us([eager, compiled])
     graphs = in_turns_us([capture(work).replay for work in (eager, compiled)])
-    times = [us / 1e3 for us in (*loops, *graphs)]
-    return CompileRow(name, step, batch, seconds, times[0], times[1], times[2], times[3])
+    times_ms = [us / 1e3 for us in (*loops, *graphs)]
+    return CompileRow(name, step, batch, seconds, times_ms[0], times_ms[1], times_ms[2], times_ms[3])
 
 
 def _model(config: BenchCompileConfig, name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -157,8 +169,8 @@ def table(rows: Sequence[CompileRow]) -> str:
 
 
 def _cells(row: CompileRow) -> dict[str, str]:
-    def gain(ms: float, base: float) -> str:
-        return "" if row.missing else f"{ms:.2f} ({base / ms:.2f}x)"
+    def gain(ms: float | None, base: float) -> str:
+        return "" if row.missing or ms is None else f"{ms:.2f} ({base / ms:.2f}x)"
 
     return {
         "model": row.model,

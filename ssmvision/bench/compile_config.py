@@ -11,12 +11,13 @@ __all__ = ["BenchCompileConfig"]
 
 @dataclass(frozen=True)
 class BenchCompileConfig:
-    """Time models on a GPU as they are, compiled by torch.compile, and both as CUDA graphs.
+    """Time models as they are and compiled by torch.compile, on a GPU both also as CUDA graphs.
 
     A training step is forward, mean square of the output, backward and fused AdamW. A model that cannot be compiled as
     one graph is an error.
 
     Attributes:
+        device: "cuda", or "cpu", for which torch.compile needs a C++ compiler on the machine.
         models: image classifiers of timm, ours included, and UMambaBot (3D, default widths), separated by commas.
         pixels: image side.
         voxels: side of UMambaBot's volumes.
@@ -28,6 +29,7 @@ class BenchCompileConfig:
         out: write the rows as JSON to this file after every model.
     """
 
+    device: Literal["cuda", "cpu"] = "cuda"
     models: str = "vim_small,vmamba_tiny,s4nd_convnext_tiny,UMambaBot,vit_small_patch16_224,convnext_tiny"
     pixels: int = 224
     voxels: int = 64

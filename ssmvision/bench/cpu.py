@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import ssmvision.models  # noqa: F401  (registers them with timm)
 from ssmvision.bench.config import BenchCpuConfig
 from ssmvision.bench.scan import SHAPES, cpu_name, scan_inputs, scan_loop, scan_ours
 from ssmvision.bench.table import markdown, publish
+from ssmvision.bench.timing import in_turns_on_cpu_ms
 from ssmvision.bench.vim import CLASSES, check_models, create_model
 from ssmvision.errors import UserError
 from ssmvision.kernels import registry
@@ -87,12 +87,12 @@ def _scans(config: BenchCpuConfig) -> list[CpuRow]:
         "loop": lambda: scan_loop(t, case),
     }
     with torch.no_grad():
-        forward = _in_turns(contenders, config.rounds)
+        forward = in_turns_on_cpu_ms(contenders, config.rounds)
 
     def step(f: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(f().sum(), list(t.values()))
 
-    training = _in_turns({name: step(f) for name, f in contenders.items()}, config.rounds)
+    training = in_turns_on_cpu_ms({name: step(f) for name, f in contenders.items()}, config.rounds)
     return [*_rows("scan", "forward", forward), *_rows("scan", "training", training)]
 
 
@@ -124,7 +124,7 @@ def _models(config: BenchCpuConfig) -> list[CpuRow]:
             config.peer: make(peer),
         }
         what = f"{config.batch} x {config.pixels} px"
-        rows += _rows(what, name, _in_turns(contenders, config.rounds))
+        rows += _rows(what, name, in_turns_on_cpu_ms(contenders, config.rounds))
     return rows
 
 
@@ -141,21 +141,6 @@ def _forced(backend: str) -> Iterator[None]:
             os.environ.pop(registry.ENV_VAR, None)
         else:
             os.environ[registry.ENV_VAR] = before
-
-
-def _in_turns(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every round; in turns, so that a busy moment meets all of them.
-
-    The second of two calls counts: the first wakes the threads and fills the caches that the one before it has emptied.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            step()
-            start = time.perf_counter()
-            step()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return times
 
 
 def _rows(what: str, step: str, times: dict[str, list[float]]) -> Sequence[CpuRow]:

@@ -1,15 +1,15 @@
-"""Times work on a GPU: in turns, so that all see the same clocks; graphs, eager loops, and the host alone."""
+"""Times work in turns, so that all see the same clocks: graphs, eager loops and the host of a GPU, or a CPU."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["capture", "host_us", "in_rounds_us", "in_turns_us", "peak_mib", "side_stream"]
+__all__ = ["capture", "host_us", "in_rounds_us", "in_turns_on_cpu_ms", "in_turns_us", "peak_mib", "side_stream"]
 
 WARM_UP = 3
 FLUSH_BYTES = 256 * 2**20  # more than any L2 cache
@@ -109,3 +109,18 @@ def peak_mib(work: Callable[[], object], base: int) -> float:
     work()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - base) / 2**20
+
+
+def in_turns_on_cpu_ms(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every round; in turns, so that a busy moment meets all of them.
+
+    The second of two calls counts: the first wakes the threads and fills the caches that the one before it has emptied.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            step()
+            start = time.perf_counter()
+            step()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
