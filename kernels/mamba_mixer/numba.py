@@ -31,7 +31,7 @@ def takes(tokens: Tensor, p: Parameters) -> bool:
 
 
 def _flat(t: Tensor) -> Any:
-    return t.detach().reshape(-1).numpy()
+    return t.detach().numpy().reshape(-1)
 
 
 @lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ssmvision.models  # noqa: F401  (registers ours)
 from ssmvision.errors import UserError
-from ssmvision.hub import Card, load_pretrained, save_pretrained
+from ssmvision.hub import Card, expected_digest, load_pretrained, save_pretrained
 from ssmvision.recipes.classification.config import ModelConfig
 from ssmvision.recipes.classification.data import Scale
 from ssmvision.recipes.segmentation.datalist import read_json
@@ -146,9 +146,11 @@ def start_from(network: nn.Module, path: Path) -> str:
         What was taken over, for the user.
 
     Raises:
-        UserError: a pickle, a damaged file, or weights of another network.
+        UserError: a pickle, a file that is damaged or not the one that config.json beside it describes, or weights of
+            another network.
     """
-    tensors = load_weights(weights_file(path))
+    file = weights_file(path)
+    tensors = load_weights(file, expected_digest(file))
     family = sys.modules[type(network).__module__]
     entry = sys.modules[timm.model_entrypoint(_architecture(network)).__module__]
     convert = getattr(entry, "checkpoint_filter_fn", None) or getattr(family, "checkpoint_filter_fn", None)

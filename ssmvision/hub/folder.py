@@ -22,7 +22,7 @@ from ssmvision.errors import UserError
 from ssmvision.hub.arguments import CLASSES, arguments_of
 from ssmvision.hub.card import Card, text
 
-__all__ = ["load_pretrained", "save_pretrained"]
+__all__ = ["expected_digest", "load_pretrained", "save_pretrained"]
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SOURCES = ("local-dir:", "local_dir:")
@@ -107,6 +107,19 @@ def load_pretrained(folder: Path | str) -> nn.Module:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path / CONFIG}: does not build the model of {WEIGHTS} ({reason}); copy both again") from None
     return model.eval()
+
+
+def expected_digest(weights: Path) -> str | None:
+    """The sha256 that config.json beside a file of weights names for it; None where there is none.
+
+    Raises:
+        UserError: config.json is damaged.
+    """
+    path = weights.with_name(CONFIG)
+    if weights.name != WEIGHTS or not path.is_file():
+        return None
+    found: str | None = _read_config(path).get(OURS, {}).get("sha256")
+    return found
 
 
 def _config(model: nn.Module, model_args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import timm
 import torch
 from jsonargparse import ArgumentParser
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
 
 from ssmvision.cli import main
@@ -86,7 +87,8 @@ def test_command_line_trains_a_model_that_timm_reads(trained: tuple[Path, Path])
     assert saved.training["saved_weights"] == "moving average"
     network = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True).eval()
     image = torch.randn(2, 1, 12, 12)
-    assert torch.equal(network(image), saved.network(image))
+    with torch.no_grad():
+        assert torch.equal(network(image), saved.network(image))
     assert tuple(network.pretrained_cfg["input_size"]) == (1, 12, 12)
 
 
@@ -196,6 +198,10 @@ def test_fine_tuning_at_another_resolution_with_other_classes(trained: tuple[Pat
     bad.write_bytes(pickle.dumps({}))
     with pytest.raises(UserError, match="pickle"):
         start_from(network, bad)
+    other_file = shutil.copytree(out / "model", tmp_path / "copied") / "model.safetensors"
+    save_file(load_file(other_file) | {"head.bias": torch.ones(3)}, other_file)
+    with pytest.raises(UserError, match=r"model\.safetensors: sha256 is .* expects"):
+        start_from(network, tmp_path / "copied")
 
 
 def test_fine_tuning_keeps_the_scale_of_the_weights(trained: tuple[Path, Path], tmp_path: Path) -> None:
