@@ -165,7 +165,7 @@ def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256:
         raise UserError(
-            f"{path}: sha256 is {digest}, its description expects {sha256}; damaged or another file, copy both again"
+            f"{path}: sha256 is {digest}, its description expects {sha256}; damaged or another file, copy it again"
         )
     try:
         tensors = load(content)
