@@ -1,7 +1,6 @@
 """The Numba inference's compiled loop: the scan of 16 channels with what lies between its neighbours, two GEMMs.
 
-A block of positions is walked with four states at a time in registers; its step sizes, inputs and outputs stay in the
-first-level cache.
+Step sizes are made for a block of positions at a time: one by one, each would have to wait for a sum and a logarithm.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ __all__ = ["mixer_scan", "mixer_scan_team"]
 
 ZERO, SCALE = np.float32(0.0), np.float32(LOG2E)
 BLOCK = 32  # positions
-TOGETHER = 4  # states
 
 
 @njit(inline="always", **OPTIONS)
@@ -46,40 +44,6 @@ def steps_of(
     store(made[0], i * LANES, dt)
     store(made[1], i * LANES, dt * v)
     store(made[2], i * LANES, skip * v)
-
-
-@njit(inline="always", **OPTIONS)
-def four_states(n: int, h: Any, A: Any, made: Any, count: int, x_dbl: Any, B0: int, C0: int, move: int) -> None:
-    """Walks a block with states n..n + 4 and adds what they give; B0, C0: its first position's, `move` to the next."""
-    at = n * LANES
-    h0, h1, h2, h3 = load(h, at), load(h, at + LANES), load(h, at + 2 * LANES), load(h, at + 3 * LANES)
-    A0, A1, A2, A3 = load(A, at), load(A, at + LANES), load(A, at + 2 * LANES), load(A, at + 3 * LANES)
-    for i in range(count):
-        b, c = B0 + i * move + n, C0 + i * move + n
-        dt, du = load(made[0], i * LANES), load(made[1], i * LANES)
-        h0 = fma(exp2(dt * A0), h0, du * broadcast(x_dbl, b))
-        h1 = fma(exp2(dt * A1), h1, du * broadcast(x_dbl, b + 1))
-        h2 = fma(exp2(dt * A2), h2, du * broadcast(x_dbl, b + 2))
-        h3 = fma(exp2(dt * A3), h3, du * broadcast(x_dbl, b + 3))
-        y = fma(h0, broadcast(x_dbl, c), load(made[2], i * LANES))
-        y = fma(h1, broadcast(x_dbl, c + 1), y)
-        y = fma(h2, broadcast(x_dbl, c + 2), y)
-        store(made[2], i * LANES, fma(h3, broadcast(x_dbl, c + 3), y))
-    store(h, at, h0)
-    store(h, at + LANES, h1)
-    store(h, at + 2 * LANES, h2)
-    store(h, at + 3 * LANES, h3)
-
-
-@njit(inline="always", **OPTIONS)
-def one_state(n: int, h: Any, A: Any, made: Any, count: int, x_dbl: Any, B0: int, C0: int, move: int) -> None:
-    """`four_states` with state n alone."""
-    state, rate = load(h, n * LANES), load(A, n * LANES)
-    for i in range(count):
-        dt, du = load(made[0], i * LANES), load(made[1], i * LANES)
-        state = fma(exp2(dt * rate), state, du * broadcast(x_dbl, B0 + i * move + n))
-        store(made[2], i * LANES, fma(state, broadcast(x_dbl, C0 + i * move + n), load(made[2], i * LANES)))
-    store(h, n * LANES, state)
 
 
 @njit(**OPTIONS)
@@ -119,7 +83,7 @@ def mixer_scan(
         out: (B, L, E).
     """
     batch, routes, positions, channels, n_state, rank = sizes
-    blocks, wide, fours = channels // LANES, rank + 2 * n_state, n_state // TOGETHER * TOGETHER
+    blocks, wide = channels // LANES, rank + 2 * n_state
     h, A = np.zeros(n_state * LANES, np.float32), np.zeros(n_state * LANES, np.float32)
     W, block = np.zeros(rank * LANES, np.float32), np.zeros(3 * BLOCK * LANES, np.float32)
     made = (block[: BLOCK * LANES], block[BLOCK * LANES : 2 * BLOCK * LANES], block[2 * BLOCK * LANES :])
@@ -140,14 +104,14 @@ def mixer_scan(
                 for i in range(count):
                     at = row + sign * i
                     steps_of(u, at * channels + start, x_dbl, at * wide, rank, W, offset, skip, i, made)
-                B0, C0 = row * wide + rank, row * wide + rank + n_state
-                for n in range(0, fours, TOGETHER):
-                    four_states(n, h, A, made, count, x_dbl, B0, C0, sign * wide)
-                for n in range(fours, n_state):
-                    one_state(n, h, A, made, count, x_dbl, B0, C0, sign * wide)
                 for i in range(count):
-                    t = row + sign * i - k * batch * positions
-                    y = load(made[2], i * LANES)
+                    t, low = row + sign * i - k * batch * positions, (row + sign * i) * wide + rank
+                    dt, du, y = load(made[0], i * LANES), load(made[1], i * LANES), load(made[2], i * LANES)
+                    for n in range(n_state):
+                        decay, into = exp2(dt * load(A, n * LANES)), du * broadcast(x_dbl, low + n)
+                        state = fma(decay, load(h, n * LANES), into)
+                        store(h, n * LANES, state)
+                        y = fma(state, broadcast(x_dbl, low + n_state + n), y)
                     if k:
                         y = y + load(out, t * channels + start)
                     if k == routes - 1:
