@@ -14,6 +14,7 @@ from ssmvision.bench.compile import CompileRow, make_step
 from ssmvision.bench.export import ExportRow
 from ssmvision.bench.table import as_json, write_text
 from ssmvision.cli import main
+from ssmvision.cli.model_counts import full_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,6 +40,15 @@ def test_tables() -> None:
     line = bench_export.table([row]).splitlines()[2]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells == ["vim", "7.1", "3x32x32", "30", "", "3 / 29 / 0e+00", "9 / 29", "40", "2e-07", "100.00%"]
+
+
+def test_volumes_of_another_side_get_networks_that_take_them() -> None:
+    for name in ("UMambaBot", "UMambaEnc"):
+        build, shapes = full_size(name, 64)
+        assert shapes == ((1, 64, 64, 64),)
+        with torch.device("meta"):
+            assert build().eval()(torch.empty(1, *shapes[0])).shape == (1, 2, 64, 64, 64)
+    assert full_size("vim_tiny", 32)[1] == ((3, 224, 224),)
 
 
 def test_rows_that_a_file_has_are_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,6 @@ from ssmvision.export import ExportReport, to_onnx, to_program
 
 __all__ = ["ExportRow", "measure", "run", "table"]
 
-VOLUME_AXES = 3
-
 
 @dataclass(frozen=True)
 class ExportRow:
@@ -100,10 +98,9 @@ def measure(name: str, backend: str, voxels: int) -> ExportRow:
     Raises:
         UserError: it cannot be exported, or the result is off.
     """
-    build, shapes = full_size(name)
+    build, shapes = full_size(name, voxels)
     torch.manual_seed(0)
     model = build().eval()
-    shapes = tuple((s[0], *(voxels,) * VOLUME_AXES) if len(s) > VOLUME_AXES else s for s in shapes)
     inputs = [torch.randn(1, *shape) for shape in shapes]
     compile_s, compile_error = (None, None) if backend == "none" else _compiled(model, inputs, backend)
     with tempfile.TemporaryDirectory() as folder:

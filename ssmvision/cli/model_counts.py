@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COUNTS", "NETWORKS", "full_size", "measure"]
 
+VOLUME_AXES = 3
+
 # Networks that timm does not build: a call of the class, the shapes of the inputs that it is counted with, and its
 # paper's code.
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[tuple[int, ...], ...], str]] = {
@@ -80,11 +82,12 @@ def measure(name: str) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), count(model, *inputs).macs
 
 
-def full_size(name: str) -> tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]:
+def full_size(name: str, voxels: int | None = None) -> tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]:
     """What builds a model of the table, and the shape of each input without its batch.
 
     Args:
         name: see `measure`.
+        voxels: side of a network's volumes, in place of its own.
     """
     import timm
 
@@ -92,6 +95,9 @@ def full_size(name: str) -> tuple[Callable[[], nn.Module], tuple[tuple[int, ...]
 
     if name in NETWORKS:
         path, arguments, shapes, _ = NETWORKS[name]
+        if voxels is not None:
+            shapes = tuple((s[0], *(voxels,) * VOLUME_AXES) if len(s) > VOLUME_AXES else s for s in shapes)
+            arguments = {key: voxels if key == "input_size" else value for key, value in arguments.items()}
         build: Any = models
         for part in path.split("."):
             build = getattr(build, part)
