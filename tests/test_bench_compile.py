@@ -36,6 +36,8 @@ def test_tables() -> None:
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in bench_compile.table(rows).splitlines()]
     assert lines[2] == ["vim", "64", "infer", "4.00", "2.00 (2.00x)", "1.60 (2.50x)", "1.00 (4.00x)", "12"]
     assert lines[3] == ["vim", "64", "train", "no room", "", "", "", ""]
+    on_cpu = bench_compile.table([CompileRow("vim", "infer", 1, 12.3, 4.0, 2.0)]).splitlines()[2]
+    assert [cell.strip() for cell in on_cpu.split("|")[4:-1]] == ["4.00", "2.00 (2.00x)", "", "", "12"]
     row = ExportRow("vim", 7_100_000, (3, 32, 32), 30.0, None, None, 28.6, 3.0, 0.0, 29.0, 9.0, 40.0, 2e-7, 1.0)
     line = bench_export.table([row]).splitlines()[2]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]

@@ -17,7 +17,7 @@ from ssmvision.kernels.cpu.arrays import LANES, filled, flat, whole_vectors
 from ssmvision.kernels.cpu.numba import can_run
 from ssmvision.kernels.cpu.threads import compiled, share_out
 
-__all__ = ["backward", "can_run", "forward"]
+__all__ = ["backward", "can_run", "forward", "runs_backward"]
 
 
 def _inputs(
@@ -32,11 +32,12 @@ def _inputs(
     if channels != x.shape[2]:
         taps = F.pad(taps, (0, 0, 0, channels - x.shape[2]))
     constants = (t.reshape(-1).numpy() for t in (taps, offset))
-    return sizes, (given, strides[:2], *constants, _reverse(routes), silu)
+    return sizes, (given, strides[:2], *constants, runs_backward(routes), silu)
 
 
 @lru_cache(maxsize=16)
-def _reverse(routes: tuple[str, ...]) -> Any:
+def runs_backward(routes: tuple[str, ...]) -> Any:
+    """For each direction whether it walks from the end, as compiled loops take it (K,)."""
     return np.array([route == "backward" for route in routes])
 
 

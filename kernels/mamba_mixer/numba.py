@@ -7,7 +7,6 @@ scan. Importing this module does not import numba.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,6 @@ def takes(tokens: Tensor, p: Parameters) -> bool:
 
 def _flat(t: Tensor) -> Any:
     return t.detach().numpy().reshape(-1)
-
-
-@lru_cache(maxsize=16)
-def _reverse(routes: tuple[str, ...]) -> Any:
-    return np.array([route == "backward" for route in routes])
 
 
 def infer(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str) -> Tensor:
@@ -67,6 +61,16 @@ def infer(tokens: Tensor, p: Parameters, routes: tuple[str, ...], merge: str) ->
     gate, strides = _flat(xz)[inner:], (length * 2 * inner, 2 * inner)
     per_route = (tuple(map(_flat, group)) for group in (p.A_log, p.D, p.dt_weight, p.dt_bias))
     scale = np.float32(1 / count if merge == "mean" else 1)
-    arguments = (sizes, _flat(u), _flat(x_dbl), gate, strides, *per_route, _reverse(routes), scale, _flat(y))
+    arguments = (
+        sizes,
+        _flat(u),
+        _flat(x_dbl),
+        gate,
+        strides,
+        *per_route,
+        causal_conv.runs_backward(routes),
+        scale,
+        _flat(y),
+    )
     share_out(compiled("mamba_mixer", "mixer_scan"), batch * inner // LANES, count * length * (state + 2), *arguments)
     return F.linear(y, p.out_weight, p.out_bias)

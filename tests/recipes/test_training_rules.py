@@ -180,9 +180,11 @@ def test_a_connection_reset_while_a_worker_hands_a_batch_over(
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     config = tiny_config(root, tmp_path / "run")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
-    with pytest.raises(error, match=message):
-        train.run(config)
-    signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(error, match=message):
+            train.run(config)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad"])
