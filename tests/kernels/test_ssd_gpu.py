@@ -39,7 +39,11 @@ def test_as_on_the_cpu(dtype: torch.dtype, close: float) -> None:
 
 def test_in_a_cuda_graph() -> None:
     tensors = [t.detach().cuda().requires_grad_() for t in operands(torch.float32)]
-    expected = results(tensors)
+    side = torch.cuda.Stream()  # leaves that were used on the default stream would keep it, and it cannot be recorded
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        expected = results(tensors)
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = results(tensors)
