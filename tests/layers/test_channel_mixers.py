@@ -6,12 +6,14 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ssmvision.export import to_onnx
 from ssmvision.layers.channel_mixers import build_channel_mixer, channel_mixer_names, register_channel_mixer
 from ssmvision.layers.channel_mixers.einfft import EinFFT
 from ssmvision.layers.channel_mixers.moe import MixtureOfExperts, auxiliary_loss
@@ -150,3 +152,14 @@ def test_names_and_options_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_experts_leave_the_batch_open(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mixer = MixtureOfExperts(8).eval()
+    to_onnx(mixer, tmp_path / "moe.onnx", torch.randn(2, 3, 5, 8))
+    session = onnxruntime.InferenceSession(tmp_path / "moe.onnx")
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 3, 5, 8)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), mixer(x))

@@ -61,6 +61,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        if x.numel() == 0:
+            return x
         tokens = x.flatten(0, -2)
         with autocast_off(x.device):  # rounded, the router would choose other experts
             wide = torch.promote_types(x.dtype, torch.float32)
@@ -84,16 +86,19 @@ class MixtureOfExperts(nn.Module):
         size, without a look at the counts from the host.
         """
         rows, experts, block = _rows(chosen, self.experts)
-        # Rows that no token has take the zeros after the last token.
-        places = torch.full((len(experts) * block,), len(tokens), device=rows.device)
-        places = places.scatter(0, rows.flatten(), torch.arange(rows.numel(), device=rows.device) // self.top_k)
-        sorted_tokens = F.pad(tokens, (0, 0, 0, 1)).index_select(0, places).unflatten(0, (-1, block))
+        # Rows that no choice has take one token or another, and nobody reads them. They differ, as their gradients,
+        # zeros, are added to those of their tokens, and additions to one place wait for each other.
+        count = torch.full((1,), tokens.shape[0], device=rows.device)
+        places = torch.arange(len(experts) * block, device=rows.device) % count
+        senders = torch.arange(rows.numel(), device=rows.device) // self.top_k
+        places = places.scatter(0, rows.flatten(), senders)
+        sorted_tokens = tokens.index_select(0, places).view(len(experts), block, tokens.shape[-1])
         weight1, bias1, weight2, bias2 = (
             parameter.index_select(0, experts) for parameter in (self.weight1, self.bias1, self.weight2, self.bias2)
         )
         hidden = F.gelu(torch.baddbmm(bias1, sorted_tokens, weight1))
         said = torch.baddbmm(bias2, hidden, weight2)
-        found: Tensor = said.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        found: Tensor = said.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, tokens.shape[-1])
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,17 +108,20 @@ class MixtureOfExperts(nn.Module):
 def _rows(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, int]:
     """Rows (T, k) of the choices in blocks that belong to one expert each, these experts, and the rows of a block.
 
-    With blocks of half the mean number of choices an expert, three blocks an expert are always enough.
+    With blocks of half the mean number of choices an expert or more, three blocks an expert are always enough.
     """
     flat = chosen.flatten()
-    block = flat.numel() // (2 * experts) + 1
-    marks = F.one_hot(flat, experts)
-    counts = marks.sum(0)
+    block = flat.numel() // (2 * experts) + 2  # 1 would do, but torch.export must see that it is not 1 itself
+    marks = flat == torch.arange(experts, device=flat.device).unsqueeze(1)
+    counts = marks.sum(1)
     ends = ((counts + block - 1) // block).cumsum(0)
     starts = F.pad(ends, (1, 0))[:-1] * block
-    before = (marks.cumsum(0) * marks).sum(1) - 1  # earlier choices of the same expert
-    of_block = torch.searchsorted(ends, torch.arange(3 * experts, device=flat.device), right=True)
-    return (starts[flat] + before).view(chosen.shape), of_block.clamp(max=experts - 1), block
+    # Where a choice would stand if all were sorted by expert: one long sum, since on a GPU one down the choices, an
+    # expert a column, is left to a thread a column.
+    place = marks.flatten().cumsum(0).view(experts, -1).gather(0, flat.unsqueeze(0)).squeeze(0) - 1
+    shift = starts - (counts.cumsum(0) - counts)
+    of_block = (ends <= torch.arange(3 * experts, device=flat.device).unsqueeze(1)).sum(1)
+    return (place + shift[flat]).view(chosen.shape), of_block.clamp(max=experts - 1), block
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
