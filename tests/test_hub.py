@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ssmvision
 from ssmvision.errors import UserError
-from ssmvision.hub import Card, load_pretrained, save_pretrained
+from ssmvision.hub import Card, folder, load_pretrained, save_pretrained
 from ssmvision.models import FusionMamba, UMambaBot, UMambaEnc, USegS4NDBot, USegS4NDEnc, VisionMamba
 
 SMALL: dict[str, Any] = {"features_per_stage": [4, 8, 8], "n_conv_per_stage": [2, 1, 1], "deep_supervision": True}
@@ -65,6 +65,16 @@ def test_timm_models(tmp_path: Path, name: str) -> None:
     by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert same(outputs(by_timm, x), expected)
     assert by_timm.num_classes == settings["num_classes"]
+
+
+def test_timm_that_opens_the_path_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(model: nn.Module, config_path: Path, **arguments: Any) -> None:
+        with config_path.open("w") as file:  # as timm 1.0.29 and 1.0.30 do with what they call a string
+            json.dump({"architecture": "vim_tiny", "pretrained_cfg": {}}, file)
+
+    monkeypatch.setattr(folder, "save_config_for_hf", save)
+    save_pretrained(timm.create_model("vim_tiny", **TIMM["vim_tiny"][0]), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architecture"] == "vim_tiny"
 
 
 def test_timm_adapts_a_saved_model(saved: Path) -> None:

@@ -129,7 +129,8 @@ def _config(model: nn.Module, model_args: Mapping[str, Any] | None) -> dict[str,
         return {"architecture": type(model).__name__, "model_args": arguments}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CONFIG
-        save_config_for_hf(model, path, model_args=None if model_args is None else dict(model_args))
+        place: Any = path  # documented as a string, of which timm 1.0.29 and 1.0.30 want to open the path
+        save_config_for_hf(model, place, model_args=None if model_args is None else dict(model_args))
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from ssmvision.cli import main
 from ssmvision.errors import UserError
@@ -19,7 +22,7 @@ from ssmvision.recipes.image_study import widths
 from ssmvision.recipes.image_study.command import check_settings, run
 from ssmvision.recipes.image_study.config import Entry, ImageStudyConfig
 from ssmvision.recipes.image_study.cost import Cost
-from ssmvision.recipes.image_study.figures import speed_png
+from ssmvision.recipes.image_study.figures import curves_figure, speed_figure, speed_png
 from ssmvision.recipes.image_study.summary import Result, Study, markdown
 from ssmvision.recipes.image_study.widths import matched_model
 
@@ -173,6 +176,89 @@ def test_tables_hold_differences_to_the_first_entry_and_figures_every_point() ->
     assert "Trained without CUDA graphs: - B: not possible" in text
     assert "- C, 56: ValueError: too large" in text
     assert speed_png(made) != speed_png(replace(made, results=results[2:]))
+
+
+def made_study(values: dict[str, tuple[float, float, float]]) -> Study:
+    """A study of two seeds: by entry its mean accuracy and deviation in percent, and its pictures a second."""
+    cost = Cost(10, 2_000_000, 2.0, 100.0, 1000.0, 1.0, 3.2, "recorded", "GPU")
+    results = tuple(
+        Result(name, seed, value, {}, 10, 1.0, tuple((float(epoch), value * epoch / 4) for epoch in range(1, 5)))
+        for name, (mean, deviation, _) in values.items()
+        for seed, value in enumerate((mean + sign * deviation / 2**0.5) / 100 for sign in (-1, 1))
+    )
+    costs = {name: replace(cost, inference_per_s=speed) for name, (_, _, speed) in values.items()}
+    return Study(tuple(Entry(name, "m") for name in values), results, costs, ())
+
+
+def crowded() -> dict[str, tuple[float, float, float]]:
+    """25 entries, most of them close together, two at the same place and one far below."""
+    rng = np.random.default_rng(0)
+    values = {f"entry {i} of many": (86 + rng.normal(), 0.3, 1e5 * 2 ** rng.normal()) for i in range(23)}
+    return {**values, "twin": next(iter(values.values())), "far": (59.0, 4.0, 1e5)}
+
+
+def written(figure: Figure) -> dict[str, Bbox]:
+    """The boxes of the names in pixels, without the lines to their points."""
+    figure.draw_without_rendering()
+    return {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}
+
+
+def drawn_boxes(figure: Figure) -> list[Bbox]:
+    """Markers of 6 points and error bars in pixels."""
+    axes, half = figure.axes[0], 3 * figure.dpi / 72
+    boxes = []
+    for line in axes.get_lines():  # markers, and the caps of the error bars
+        reach = half if line.get_marker() != "_" else 1.0
+        for x, y in axes.transData.transform(line.get_xydata()):
+            boxes.append(Bbox([(x - half, y - reach), (x + half, y + reach)]))
+    segments = [segment for bars in axes.collections for segment in bars.get_segments()]  # type: ignore[attr-defined]
+    return boxes + [Bbox(axes.transData.transform(segment)).padded(0.5) for segment in segments]
+
+
+@pytest.mark.parametrize("count", [1, 5, 25])
+def test_names_cover_no_name_no_point_and_no_error_bar(count: int) -> None:
+    figure = speed_figure(made_study(dict(list(crowded().items())[-count:])))
+    names, drawn = written(figure), drawn_boxes(figure)
+    assert len(names) == count
+    boxes = list(names.values())
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    assert not [(name, other) for name, box in names.items() for other in drawn if box.overlaps(other)]
+    area = figure.axes[0].bbox
+    assert all(area.containsx(x) and area.containsy(y) for box in boxes for x, y in box.corners())
+    for text in figure.axes[0].texts:
+        assert isinstance(text, Annotation)
+        x, y = figure.axes[0].transData.transform(text.xy)
+        box = names[text.get_text()]
+        apart = np.hypot(x - np.clip(x, box.x0, box.x1), y - np.clip(y, box.y0, box.y1))
+        assert apart < figure.bbox.height / 7
+
+
+def test_an_entry_far_below_the_others_leaves_them_their_room() -> None:
+    values = crowded()
+    figure = speed_figure(made_study(values))
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom > 80
+    assert top < 95
+    assert "far 59.0" in written(figure)
+    assert "below the scale" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    # Small differences between equal entries are not far.
+    even = speed_figure(made_study({f"e{i}": (80.0 - (i == 3), 0.1, 1000.0 * (1 + i)) for i in range(6)}))
+    assert set(written(even)) == {f"e{i}" for i in range(6)}
+
+
+def test_curves_are_listed_from_the_best_over_whole_epochs() -> None:
+    study = made_study({"low": (70, 1, 1e3), "high": (90, 1, 1e3), "far": (10, 1, 1e3), "middle": (80, 1, 1e3)})
+    figure = curves_figure(replace(study, entries=(*study.entries, Entry("not trained", "m"))))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["high", "middle", "low", "far"]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    # The many values around 60 % leave no room for one that ends at 10 %.
+    close = {f"e{i}": (60.0, 0.0, 1e3) for i in range(9)}
+    flat = made_study({**close, "far": (10.0, 0.0, 1e3)})
+    flat = replace(flat, results=tuple(replace(r, curve=((1.0, r.accuracy), (2.0, r.accuracy))) for r in flat.results))
+    names = [text.get_text() for text in curves_figure(flat).axes[0].get_legend().get_texts()]
+    assert names[-1] == "far (below, 10.0)"
 
 
 def test_a_task_chooses_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from ssmvision.recipes.study import brain, packages
 from ssmvision.recipes.study.command import check_settings, run
 from ssmvision.recipes.study.config import StudyConfig
 from ssmvision.recipes.study.cost import Cost
-from ssmvision.recipes.study.pictures import Shown, cases_png
+from ssmvision.recipes.study.pictures import Shown, cases_figure, cases_png, curves_figure
 from ssmvision.recipes.study.rules import most_frequent, score_rules, stretch
 from ssmvision.recipes.study.summary import Result, Study, differences, markdown, to_csv
 from ssmvision.recipes.study.tables import spread
@@ -152,6 +152,48 @@ def test_a_case_with_nothing_to_find_is_pictured() -> None:
     for labels in (empty, invented):
         shown = Shown("worst: a", image, np.eye(4), empty, {"A": labels}, {"A": "Dice"})
         assert cases_png([shown], 1).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("networks", "shape"), [(4, (1, 6)), (20, (3, 8))])
+def test_pictures_of_many_networks_take_more_rows(networks: int, shape: tuple[int, int]) -> None:
+    labels = np.ones((12, 10, 4), np.uint8)
+    names = [f"UMambaBot/a_mixer_with_a_name_{i}" for i in range(networks)]
+    notes = dict.fromkeys(names, "Dice 0.50")
+    cases = [
+        Shown(f"{title}: a", labels.astype(np.float32), np.eye(4), labels, dict.fromkeys(names, labels), notes)
+        for title in ("best", "worst")
+    ]
+    figure = cases_figure(cases, 1)
+    figure.draw_without_rendering()
+    rows, columns = shape
+    assert len(figure.axes) == 2 * rows * columns
+    for case, start in zip(cases, (0, rows * columns), strict=True):
+        panels = figure.axes[start : start + rows * columns]
+        titles = [panel.get_title().replace("\n", "") for panel in panels if panel.axison]
+        assert titles == ["image", "reference", *(f"{name}Dice 0.50" for name in names)]
+        assert [panel.get_ylabel() for panel in panels[::columns]] == [case.title] * rows
+        boxes = [panel.title.get_window_extent() for panel in panels if panel.axison]
+        assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+@pytest.mark.parametrize(("networks", "validations"), [(4, 2), (20, 1), (20, 0)])
+def test_curves_have_one_legend_and_no_panel_of_a_single_step(networks: int, validations: int) -> None:
+    rows = [{"step": 10.0 * i, "train_loss": 1 / i, "val_dice": math.nan} for i in range(1, 5)]
+    for i in range(validations):
+        rows[3 - i]["val_dice"] = 0.5
+    figure = curves_figure({f"UMambaBot/mixer_{i}": [rows, rows] for i in range(networks)})
+    figure.draw_without_rendering()
+    assert [axes.get_title() for axes in figure.axes] == ["training loss", "Dice of the cases held out"][
+        : max(validations, 1)
+    ]
+    (legend,) = figure.legends
+    assert not any(axes.get_legend() for axes in figure.axes)
+    assert len(legend.get_texts()) == networks
+    box = legend.get_window_extent()
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    assert box.x0 > max(axes.get_tightbbox().x1 for axes in figure.axes)
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
+    assert len(styles) == networks
 
 
 def test_rules_without_training(tmp_path: Path) -> None:
