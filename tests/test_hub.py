@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 import ssmvision
@@ -69,8 +70,8 @@ def test_timm_models(tmp_path: Path, name: str) -> None:
 
 def test_timm_that_opens_the_path_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(model: nn.Module, config_path: Path, **arguments: Any) -> None:
-        with config_path.open("w") as file:  # as timm 1.0.29 and 1.0.30 do with what they call a string
-            json.dump({"architecture": "vim_tiny", "pretrained_cfg": {}}, file)
+        config_path.open("w").close()  # as timm 1.0.29 and 1.0.30 do with what they call a string
+        save_config_for_hf(model, str(config_path), **arguments)
 
     monkeypatch.setattr(folder, "save_config_for_hf", save)
     save_pretrained(timm.create_model("vim_tiny", **TIMM["vim_tiny"][0]), tmp_path / "saved")
