@@ -15,6 +15,7 @@ import ssmvision  # noqa: F401  (registers the models)
 from ssmvision.errors import UserError
 from ssmvision.export import ExportReport, to_onnx, to_program
 from ssmvision.export import onnx as onnx_module
+from ssmvision.export.lowering import in_double, layer_by_layer
 from ssmvision.export.routes import axis_order
 from ssmvision.kernels.routes import ROUTES
 from ssmvision.kernels.selective_scan import selective_scan_nd
@@ -116,7 +117,62 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_file_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="differs from PyTorch by"):
-        to_onnx(nn.Softplus(), tmp_path / "m.onnx", image(5), tolerance=-1.0)
+@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+def test_a_wrong_file_is_removed(wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_module, "_session", lambda file: lambda values: values[0] + wrong)
+    with pytest.raises(ValueError, match=r"m\.onnx: differs from PyTorch by .* where 1\.0e-04 is allowed"):
+        to_onnx(nn.Identity(), tmp_path / "m.onnx", image(5))
     assert not list(tmp_path.iterdir())
+
+
+class Magnifier(nn.Module):
+    """Takes most of its input away again, so that what rounding left counts more."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.times) - self.times
+
+
+@pytest.mark.parametrize(("times", "passes"), [(1.0, False), (3e4, True), (1e8, False)])
+def test_a_model_that_magnifies_rounding_may_differ_by_as_much(
+    times: float, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file's result is off by 0.8 of how far PyTorch's is from float64's; at 1e8 nothing is left of the input.
+    monkeypatch.setattr(onnx_module, "_session", lambda file: lambda values: values[0] * (1 - 2e-4))
+    x = image(1000)
+    if not passes:
+        with pytest.raises(ValueError, match="differs from PyTorch by"):
+            to_onnx(Magnifier(times), tmp_path / "m.onnx", x)
+        return
+    with pytest.raises(ValueError, match="differs from PyTorch by"):
+        to_onnx(Magnifier(times), tmp_path / "m.onnx", x, tolerance=1e-4)  # a number that is given holds
+    report = to_onnx(Magnifier(times), tmp_path / "m.onnx", x)
+    rounding = float((Magnifier(times)(x) - x).abs().max() / x.abs().max())
+    assert report.eager_error == pytest.approx(rounding, rel=0.5)
+    assert 1e-4 < report.error <= 2 * report.eager_error < 1e-2
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_float64_of_what_is_exported(name: str) -> None:
+    form = FORMS[name]
+    inputs = form.images(1)
+    ready = layer_by_layer(form.build(), inputs)
+    with torch.no_grad():
+        found, wanted = ready(*inputs), in_double(ready)(*(t.double() for t in inputs))
+    assert (found.dtype, wanted.dtype) == (torch.float32, torch.float64)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
+
+
+def test_means_of_large_volumes_keep_their_digits(tmp_path: Path) -> None:
+    import onnxruntime
+
+    norm, x = nn.InstanceNorm3d(2).eval(), image(2, 64, 64, 64)
+    to_onnx(norm, tmp_path / "m.onnx", x)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    wanted = norm.double()(x.double())
+    # One sum over a volume: 1e-6 and more.
+    assert float((torch.from_numpy(got) - wanted).norm() / wanted.norm()) < 2e-7

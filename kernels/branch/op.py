@@ -67,7 +67,7 @@ def _norm_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = _backend(NORM, x, x.shape[1], _dtype(x.dtype, weight.dtype, dy.dtype), backend).backward
     dx, d_weight, d_bias = run(x, weight, mean, rstd, dy, last)
-    return dx, d_weight, d_bias
+    return dx.contiguous(), d_weight, d_bias
 
 
 def _norm_gradients_fake(

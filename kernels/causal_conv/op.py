@@ -44,7 +44,7 @@ def _gradients(
     with torch.autocast(x.device.type, enabled=False):
         run = _backend(x, backend).backward
         dx, dweight, dbias = run(x, weight, bias, tuple(routes.split(",")), silu, dout)
-    return dx, dweight, x.new_empty(0) if dbias is None else dbias
+    return dx.contiguous(), dweight.contiguous(), x.new_empty(0) if dbias is None else dbias
 
 
 def _gradients_fake(

@@ -84,7 +84,7 @@ def _forward(
     args = _args(x, projected, dt_weight, A, D, delta_bias, routes, merge)
     with torch.autocast(x.device.type, enabled=False):
         out, saved = _backend(args, backend).forward(args, save_states)
-    return out.reshape(_out_shape(x, projected, A.shape[1], merge)), saved
+    return out.reshape(_out_shape(x, projected, A.shape[1], merge)).contiguous(), saved
 
 
 def _forward_fake(

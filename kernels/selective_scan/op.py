@@ -95,7 +95,8 @@ def _forward(
     with torch.autocast(x.device.type, enabled=False):
         out, last, saved, ungated = _backend(x, delta, backend).forward(args, save_states)
     shape = _out_shape(delta, merge)
-    return out.reshape(shape), last, saved, x.new_empty(0) if ungated is None else ungated.reshape(shape)
+    kept = x.new_empty(0) if ungated is None else ungated.reshape(shape).contiguous()
+    return out.reshape(shape).contiguous(), last, saved, kept
 
 
 def _forward_fake(

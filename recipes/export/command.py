@@ -16,9 +16,9 @@ from ssmvision.recipes.segmentation.writing import check_free
 __all__ = ["run"]
 
 FORMATS: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch"}
-WRITERS: dict[Format, tuple[str, Callable[..., ExportReport], float]] = {
-    "onnx": ("ONNX Runtime", to_onnx, 1e-4),
-    "torch": ("the loaded program", to_program, 1e-5),
+WRITERS: dict[Format, tuple[str, Callable[..., ExportReport]]] = {
+    "onnx": ("ONNX Runtime", to_onnx),
+    "torch": ("the loaded program", to_program),
 }
 OF_BUNDLES = ("name", "version", "description", "authors", "copyright", "license")
 OF_FILES = ("size", "any_size", "tolerance", "pictures", "pretrained", "overwrite")
@@ -69,10 +69,10 @@ def _write_file(config: ExportConfig, chosen: Format) -> Path:
         batch, named = source.real()
         samples, seen = [(batch,)], f"{named} and random values"
     dynamic = (0, *range(2, 2 + len(source.size))) if config.any_size else (0,)
-    runtime, write, tolerance = WRITERS[chosen]
-    tolerance = tolerance if config.tolerance is None else config.tolerance
+    runtime, write = WRITERS[chosen]
+    chosen_tolerance = {} if config.tolerance is None else {"tolerance": config.tolerance}
     try:
-        report = write(source.model, config.output, example, dynamic, tolerance, samples)
+        report = write(source.model, config.output, example, dynamic, samples=samples, **chosen_tolerance)
     except ValueError as error:
         raise UserError(f"{error}; nothing was written. --tolerance allows more") from error
     print(_told(report, runtime, seen))
@@ -80,11 +80,12 @@ def _write_file(config: ExportConfig, chosen: Format) -> Path:
 
 
 def _told(report: ExportReport, runtime: str, seen: str) -> str:
+    own = "" if report.eager_error is None else f"\nPyTorch itself is {report.eager_error:.1e} away from float64 there"
     size, threads = f"{report.megabytes:.1f} MB, {report.nodes} operators", torch.get_num_threads()
     return (
         f"{report.path}: {size}, written in {report.seconds:.1f} s\n"
         f"one input, {threads} CPU thread{'s' * (threads > 1)}: {runtime} {report.runtime_ms:.1f} ms, "
         f"PyTorch {report.eager_ms:.1f} ms\n"
         f"on {seen}: greatest difference {report.error:.1e} of the greatest value, "
-        f"largest class the same in {report.argmax_equal:.2%}"
+        f"largest class the same in {report.argmax_equal:.2%}{own}"
     )

@@ -25,8 +25,8 @@ class ExportConfig:
         size: height and width in pixels, or all three sizes in voxels, to export for; null: the network's own. Of ONNX
             files and programs, as are the next five.
         any_size: leave these sizes open too, where the network takes any.
-        tolerance: greatest allowed difference from PyTorch, as a share of the greatest value; null: 1e-4 for ONNX,
-            1e-5 for a program.
+        tolerance: greatest allowed difference from PyTorch, as a share of the greatest value; null: 1e-5 for a program,
+            1e-4 for ONNX, and more for a model that magnifies rounding (see `ssmvision.export.to_onnx`).
         pictures: folder of pictures to compare on, of a classifier; null: those that a run was tested on, else random
             values.
         pretrained: fetch the official weights of a timm model.

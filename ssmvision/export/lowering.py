@@ -24,7 +24,7 @@ from ssmvision.kernels.subgrids import op as subgrids
 from ssmvision.layers.mamba import MambaMixer
 from ssmvision.layers.s4nd import S4ND
 
-__all__ = ["decompositions", "layer_by_layer", "with_held_kernels"]
+__all__ = ["decompositions", "in_double", "layer_by_layer", "with_held_kernels"]
 
 Function = Callable[..., Any]
 
@@ -56,6 +56,16 @@ def layer_by_layer(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     return copied
 
 
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy in float64 of what `with_held_kernels` or `layer_by_layer` made, with the kernels that it holds."""
+    copied = copy.deepcopy(model).double()
+    for module in copied.modules():
+        if isinstance(module, S4ND) and "kernels" in module.__dict__:
+            held = module.kernels(())
+            _hold_kernels(module, AxisKernels(tuple(taps.double() for taps in held.taps), held.centers))
+    return copied
+
+
 def _hold_kernels(layer: S4ND, made: AxisKernels) -> None:
     held = AxisKernels(tuple(taps.detach().clone() for taps in made.taps), made.centers)
     layer.__dict__["kernels"] = lambda grid, rate=None: held
@@ -66,6 +76,7 @@ def decompositions() -> dict[Any, Function]:
     """PyTorch's own table of decompositions with ours added."""
     ours = torch.ops.ssmvision
     parts: dict[Any, Function] = {
+        torch.ops.aten._native_batch_norm_legit.no_stats: _batch_norm,
         ours.branch_norm.default: _by(branch._norm, "reference"),
         ours.branch_sum.default: _by(branch._sum, "reference"),
         ours.causal_conv.default: _by(causal_conv._forward, "reference"),
@@ -84,6 +95,26 @@ def decompositions() -> dict[Any, Function]:
 def _by(implementation: Function, backend: str) -> Function:
     """An operator's implementation with its last argument, the backend, fixed."""
     return lambda *args: implementation(*args[:-1], backend)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A norm by the batch's own mean and variance, of x (B, C, *spatial); instance norms are such norms, of B = 1."""
+    mean = _channel_means(x)
+    centered = x - mean.view(1, -1, *[1] * (x.dim() - 2))
+    var = _channel_means(centered * centered)
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._native_batch_norm_legit_no_training.default(
+        x, weight, bias, mean, var, momentum, eps
+    )
+    return out
+
+
+def _channel_means(x: Tensor) -> Tensor:
+    """(B, C, *spatial) -> (C,), axis by axis: ONNX Runtime's sums of whole volumes are off by 4e-6, those by 1e-7."""
+    while x.dim() > 2:
+        x = x.mean(-1)
+    return x.mean(0)
 
 
 def _projected_scan(

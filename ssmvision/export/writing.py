@@ -42,6 +42,8 @@ def written(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, ...]],
     tolerance: float,
+    *,
+    rounding: bool = False,
 ) -> ExportReport:
     """Writes a file beside its place, compares it with the model, and moves it there.
 
@@ -51,11 +53,12 @@ def written(
         load: what was written, ready to run.
         model: what it was made from.
         batches: to compare on.
-        tolerance: greatest allowed error.
+        tolerance: greatest error that is allowed.
+        rounding: allow more to a model that magnifies rounding, see `compare`.
 
     Raises:
         UserError: the folder takes no file.
-        ValueError: the error is greater; nothing is left behind.
+        ValueError: the error is greater than what is allowed; nothing is left behind.
     """
 
     @torch.no_grad()
@@ -63,13 +66,23 @@ def written(
         out: Tensor = model(*values)
         return out
 
+    @torch.no_grad()
+    def exact(values: tuple[Tensor, ...]) -> Tensor:
+        from ssmvision.export.lowering import in_double
+
+        out: Tensor = in_double(model)(*(t.double() for t in values))
+        return out
+
     with _folder_beside(target) as folder:
         start = time.perf_counter()
         nodes = write(folder / target.name)
         seconds = time.perf_counter() - start
-        report = compare(folder / target.name, nodes, seconds, load(folder / target.name), eager, batches)
-        if not report.error <= tolerance:
-            raise ValueError(f"{target}: differs from PyTorch by {report.error:.1e} where {tolerance:g} is allowed")
+        run = load(folder / target.name)
+        try:
+            limits = (tolerance, exact if rounding else None)
+            report = compare(folder / target.name, nodes, seconds, run, eager, batches, *limits)
+        except ValueError as error:
+            raise ValueError(f"{target}: {error}") from error
         for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):  # weights before their graph
             file.replace(target.parent / file.name)
     return replace(report, path=target)

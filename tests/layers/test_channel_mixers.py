@@ -56,6 +56,14 @@ def test_einfft_is_the_official_layer() -> None:
     torch.testing.assert_close(dweight1, stored["dweight1"], rtol=1e-10, atol=1e-12)
 
 
+def test_einfft_compiled() -> None:
+    torch.manual_seed(0)
+    mixer = EinFFT(8)
+    compiled = torch.compile(mixer, fullgraph=True)  # inductor checks layouts, which backend="eager" does not
+    for x in (torch.randn(2, 3, 5, 8), torch.randn(2, 8, 3, 5).movedim(1, -1)):
+        torch.testing.assert_close(compiled(x), mixer(x))
+
+
 def loop_of_experts(mixer: MixtureOfExperts, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Output and balancing loss, position by position."""
     shares = torch.softmax(tokens @ mixer.router.weight.T, -1)

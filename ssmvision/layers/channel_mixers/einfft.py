@@ -53,23 +53,25 @@ class EinFFT(nn.Module):
             return x
         with autocast_off(x.device):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            tokens = wide.flatten(1, -2).unflatten(-1, (self.blocks, -1))
-            spectrum = torch.fft.fft2(tokens, dim=(1, 2), norm="ortho")
-            real, imag = _linear(spectrum.real, spectrum.imag, self.weight1, self.bias1)
-            real, imag = _linear(real.relu(), imag.relu(), self.weight2, self.bias2)
-            shrunk = torch.complex(F.softshrink(real, self.threshold), F.softshrink(imag, self.threshold))
-            mixed: Tensor = torch.fft.ifft2(shrunk, dim=(1, 2), norm="ortho").real
-        return mixed.reshape(x.shape).to(x.dtype)
+            # Transforms are over the last two axes: over others, torch.compile expects another layout than it gets.
+            tokens = wide.flatten(1, -2).unflatten(-1, (self.blocks, -1)).permute(0, 3, 1, 2).contiguous()
+            spectrum = torch.view_as_real(torch.fft.fft2(tokens, norm="ortho")).permute(0, 3, 2, 1, 4).flatten(-2)
+            hidden = _linear(spectrum, self.weight1, self.bias1).relu()
+            shrunk = F.softshrink(_linear(hidden, self.weight2, self.bias2), self.threshold)
+            pairs = shrunk.unflatten(-1, (-1, 2)).permute(0, 3, 2, 1, 4).contiguous()
+            mixed: Tensor = torch.fft.ifft2(torch.view_as_complex(pairs), norm="ortho").real
+        return mixed.permute(0, 2, 3, 1).reshape(x.shape).to(x.dtype)
 
 
-def _linear(real: Tensor, imag: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A complex linear layer of each block: (B, L, blocks, width) twice -> the same."""
-    weight, bias = weight.to(real.dtype), bias.to(real.dtype)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A complex linear layer of each block: (B, blocks, L, 2 width) -> the same, imaginary parts beside the real ones.
 
-    def times(part: Tensor, by: Tensor) -> Tensor:
-        return torch.einsum("...bd,bdk->...bk", part, by)
-
-    return (
-        times(real, weight[0]) - times(imag, weight[1]) + bias[0],
-        times(real, weight[1]) + times(imag, weight[0]) + bias[1],
-    )
+    One real product in place of four. Its matrices are repeated over the batch, whose gradients are then products of
+    B x blocks small matrices: of the blocks alone they would be a few long sums, which leave a GPU idle.
+    """
+    real, imag = weight.to(x.dtype)
+    columns = torch.stack([torch.stack([real, imag], -1), torch.stack([-imag, real], -1)], 2)  # (blocks, in, 2, out, 2)
+    matrix = columns.flatten(-2).flatten(1, 2)
+    shift = bias.to(x.dtype).movedim(0, -1).flatten(-2).unsqueeze(1)
+    y: Tensor = x @ matrix.expand(x.shape[0], *matrix.shape) + shift
+    return y
