@@ -84,7 +84,7 @@ def compare(
             rounding = 0.0 if exact is None else _rounding(batch, want, exact)
             allowed = max(tolerance, min(TWICE * rounding, MOST))
             if not found <= allowed:
-                raise ValueError(f"differs from PyTorch by {found:.1e} where {allowed:.1e} is allowed")
+                raise ValueError(f"differs from PyTorch by {found:.1e} where {allowed:.2g} is allowed")
             own = max(own or 0.0, rounding)
         error = max(error, found)
         agree = got.argmax(1) == want.argmax(1)
