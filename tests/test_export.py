@@ -152,7 +152,31 @@ def test_a_model_that_magnifies_rounding_may_differ_by_as_much(
     report = to_onnx(Magnifier(times), tmp_path / "m.onnx", x)
     rounding = float((Magnifier(times)(x) - x).abs().max() / x.abs().max())
     assert report.eager_error == pytest.approx(rounding, rel=0.5)
-    assert 1e-4 < report.error <= 2 * report.eager_error < 1e-2
+    assert report.exact_error == pytest.approx(2e-4, rel=0.01)
+    assert 1e-4 < report.exact_error < report.eager_error < 1e-2
+
+
+def test_a_file_further_from_float64_than_pytorch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_module, "_session", lambda file: lambda values: values[0] * (1 - 1e-3))
+    with pytest.raises(ValueError, match=r"it is 1\.0e-03 away from float64, PyTorch [2-9]\.\de-04"):
+        to_onnx(Magnifier(3e4), tmp_path / "m.onnx", image(1000))
+
+
+class Single(nn.Module):
+    """Has a matrix that `double()` does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = (torch.eye(4),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix[0]
+
+
+def test_a_model_that_does_not_run_in_float64_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_module, "_session", lambda file: lambda values: values[0] * (1 - 1e-3))
+    with pytest.raises(ValueError, match=r"where 0\.0001 is allowed, and its float64 form cannot be run .*dtype"):
+        to_onnx(Single(), tmp_path / "m.onnx", image(4))
 
 
 @pytest.mark.parametrize("name", FORMS)

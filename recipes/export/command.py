@@ -80,7 +80,9 @@ def _write_file(config: ExportConfig, chosen: Format) -> Path:
 
 
 def _told(report: ExportReport, runtime: str, seen: str) -> str:
-    own = "" if report.eager_error is None else f"\nPyTorch itself is {report.eager_error:.1e} away from float64 there"
+    own = ""
+    if report.eager_error is not None:
+        own = f"\nthere the file is {report.exact_error:.1e} away from float64, PyTorch {report.eager_error:.1e}"
     size, threads = f"{report.megabytes:.1f} MB, {report.nodes} operators", torch.get_num_threads()
     return (
         f"{report.path}: {size}, written in {report.seconds:.1f} s\n"

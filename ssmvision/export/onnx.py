@@ -40,9 +40,9 @@ def to_onnx(
         dynamic: axes of every input whose size is left open; 0 is the batch. Height and width can stay open where the
             model takes any size and no route leaves positions out.
         tolerance: greatest allowed difference, as a share of the greatest value. None: 1e-4, or, for a model that
-            magnifies rounding so much that a file as exact as PyTorch may differ by more, twice the distance of
-            PyTorch's own result from float64's, up to 1e-2. That run in float64 takes time and memory, and is made only
-            where a result is off by more than 1e-4.
+            magnifies rounding, more where the file's result is at least as near to float64's as PyTorch's own is, and
+            that within 1e-2. This run in float64 takes time and memory, and is made only where a result is off by more
+            than 1e-4.
         samples: further inputs to compare on, such as real images; each all that `forward` takes.
 
     Returns:
